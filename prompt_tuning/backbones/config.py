@@ -1,0 +1,62 @@
+"""What distinguishes one backbone from another of its family, and the one table of sizes."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+  """Dimensions of a backbone. Letters are those of the dimension legend in `types.py`."""
+
+  family: str  # which module of `backbones` builds it: 't5'
+  vocab_size: int  # V, rows of the embedding table; ids >= V are virtual tokens
+  d_model: int  # D
+  num_heads: int  # N
+  head_dim: int  # H
+  d_ff: int  # F
+  encoder_layers: int  # L of the encoder; 0 for decoder-only
+  decoder_layers: int  # L of the decoder; 0 for encoder-only
+  mlp_activations: tuple[str, ...] = ('gelu', 'linear')  # several: product of the branches (gated)
+  tied_embeddings: bool = False  # logits through the embedding table
+  relpos_buckets: int = 32
+  relpos_max_distance: int = 128
+  pad_id: int = 0
+  eos_id: int = 1
+
+
+def _t5(d_model, layers, heads, head_dim, d_ff, **kwargs) -> BackboneConfig:
+  return BackboneConfig(
+      family='t5', vocab_size=32128, d_model=d_model, num_heads=heads, head_dim=head_dim, d_ff=d_ff,
+      encoder_layers=layers, decoder_layers=layers, **kwargs)
+
+
+def _t5_1_0(*shape) -> BackboneConfig:
+  return _t5(*shape, mlp_activations=('relu',), tied_embeddings=True)
+
+
+SIZES: dict[str, BackboneConfig] = {
+    # Raffel et al. 2020; 1.1 as in Lester et al. 2021, Table 4. `tiny` is ours, for tests and smoke runs.
+    #                         D     L   N   H     F
+    't5_1_1_tiny': _t5(64, 2, 4, 16, 128),
+    't5_1_1_small': _t5(512, 8, 6, 64, 1024),
+    't5_1_1_base': _t5(768, 12, 12, 64, 2048),
+    't5_1_1_large': _t5(1024, 24, 16, 64, 2816),
+    't5_1_1_xl': _t5(2048, 24, 32, 64, 5120),
+    't5_1_1_xxl': _t5(4096, 24, 64, 64, 10240),
+    't5_1_0_tiny': _t5_1_0(64, 2, 4, 16, 128),
+    't5_1_0_small': _t5_1_0(512, 6, 8, 64, 2048),
+    't5_1_0_base': _t5_1_0(768, 12, 12, 64, 3072),
+    't5_1_0_large': _t5_1_0(1024, 24, 16, 64, 4096),
+    't5_1_0_xl': _t5_1_0(1024, 24, 32, 128, 16384),
+    't5_1_0_xxl': _t5_1_0(1024, 24, 128, 128, 65536),
+}
+
+
+def from_size(name: str) -> BackboneConfig:
+  """The configuration called `name`, such as `t5_1_1_base`.
+
+  Raises:
+    ValueError: no such size; the message lists those there are.
+  """
+  if name not in SIZES:
+    raise ValueError(f'There is no backbone size {name!r}. Sizes: {", ".join(SIZES)}.')
+  return SIZES[name]

@@ -1,0 +1,150 @@
+"""Checkpoints of a run: trainables, optimizer state, step, data position and the fingerprint of the base.
+
+Never the base itself: a prompt of 100 x 768 with Adafactor is well under 1 MB. Orbax writes in the background and
+commits by renaming, so that a run killed at any moment finds its last whole checkpoint. Beside the newest
+checkpoints the one best by the dev metric is kept. Each kept step also leaves `prompts/prompt_<step>.npy`.
+"""
+
+from collections.abc import Mapping
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from prompt_tuning import trees
+from prompt_tuning.types import PyTree
+
+
+class ResumeError(ValueError):
+  """What is asked for does not continue what the checkpoint holds."""
+
+
+def write_npy(path: pathlib.Path, array: np.ndarray) -> None:
+  """Saves an array under a temporary name, then renames."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with open(temporary, 'wb') as file:
+    np.save(file, array, allow_pickle=False)
+  os.replace(temporary, path)
+
+
+class RunCheckpoints:
+  """The `checkpoints/` and `prompts/` of one MODEL_DIR."""
+
+  def __init__(self, model_dir: str, keep: int = 1):
+    """Args:
+      model_dir: the run's folder.
+      keep: how many of the newest checkpoints stay, besides the best.
+    """
+    self._root = pathlib.Path(model_dir).absolute()
+    self._prompts = self._root / 'prompts'
+    logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells its whole life at INFO
+    self._keep = keep
+    self._manager = ocp.CheckpointManager(
+        self._root / 'checkpoints', options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True))
+    self._metrics = {step: self.about(step).get('metric') for step in self.steps}
+
+  @property
+  def latest(self) -> int | None:
+    """Step of the newest whole checkpoint."""
+    return self._manager.latest_step()
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps that are kept."""
+    return sorted(self._manager.all_steps())
+
+  def save(
+      self, step: int, state: PyTree, about: Mapping[str, Any], prompt: jax.Array | None = None,
+      metric: float | None = None) -> None:
+    """Writes a checkpoint in the background.
+
+    Args:
+      state: arrays (trainables, optimizer state).
+      about: JSON-able facts that `restore` checks or returns: `description(state)`, fingerprint, data position.
+      prompt: [P, D], for `prompts/`.
+      metric: dev metric of this step, larger is better.
+    """
+    self.finish()
+    about = {**about, 'metric': metric}
+    self._manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
+    self._metrics[step] = metric
+    if prompt is not None and jax.process_index() == 0:
+      write_npy(self._prompts / f'prompt_{step}.npy', np.asarray(prompt, np.float32))
+
+  def about(self, step: int) -> dict[str, Any]:
+    """What was said `about` a checkpoint."""
+    return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+
+  def restore(self, step: int, abstract: PyTree) -> PyTree:
+    """The state of a checkpoint, shaped and sharded like `abstract`."""
+    restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+    return restored['state']
+
+  @property
+  def best(self) -> int | None:
+    """Step of the best dev metric among those kept (the newest of equals), None if there is none."""
+    scored = [(metric, step) for step, metric in self._metrics.items() if metric is not None]
+    return max(scored)[1] if scored else None
+
+  def finish(self) -> None:
+    """Waits for what is being written, then deletes checkpoints and prompts that need not be kept.
+
+    Raises:
+      OSError or ValueError of the writing thread: the previous checkpoint is then still whole.
+    """
+    self._manager.wait_until_finished()
+    keep = {*self.steps[-self._keep:], self.best}
+    for step in set(self.steps) - keep:
+      self._manager.delete(step)
+      self._metrics.pop(step, None)
+    if jax.process_index() or not self._prompts.is_dir():
+      return
+    for file in self._prompts.glob('prompt_*.npy'):
+      if int(file.stem.removeprefix('prompt_')) not in keep:
+        file.unlink()
+    source = self._prompts / f'prompt_{self.best}.npy'
+    if source.exists():
+      write_npy(self._prompts / 'best.npy', np.load(source, allow_pickle=False))
+
+  def close(self) -> None:
+    """Finishes and gives the manager's threads back."""
+    try:
+      self.finish()
+    finally:
+      self._manager.close()
+
+
+def description(state: PyTree) -> dict[str, list[int]]:
+  """{path: shape} of a state, to compare runs by."""
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): list(np.shape(x))
+          for path, x in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def check_resumable(about: Mapping[str, Any], now: Mapping[str, Any], model_dir: str) -> None:
+  """Compares a checkpoint's facts with those of the run that wants to go on from it.
+
+  Raises:
+    ResumeError: another base, other trainables or another optimizer; the message shows both sides.
+  """
+  way_out = f'To continue, ask for what {model_dir} was started with; for a new run choose another MODEL_DIR.'
+  if about['base_fingerprint'] != now['base_fingerprint']:
+    raise ResumeError(
+        f'{model_dir} was trained on a base with fingerprint {about["base_fingerprint"]} '
+        f'({about["base_path"]}); this one has {now["base_fingerprint"]} ({now["base_path"]}). {way_out}')
+  for what in ('trainable', 'opt_state'):
+    shapes = [{k: np.empty(v) for k, v in facts['state'].items() if k.split('/')[0] == what} for facts in (now, about)]
+    if lines := trees.diff(*shapes):
+      name = {'trainable': 'trainables', 'opt_state': 'optimizer state'}[what]
+      raise ResumeError(
+          f'The checkpoint in {model_dir} holds other {name} (- asked for now, + in the checkpoint):\n  '
+          + trees.shorten(lines) + f'\n{way_out}')
+  if about['optimizer'] != now['optimizer'] or about['seed'] != now['seed']:
+    raise ResumeError(
+        f'The checkpoint in {model_dir} was made with optimizer {about["optimizer"]} and seed {about["seed"]}, asked '
+        f'for now: {now["optimizer"]} and seed {now["seed"]}. {way_out}')

@@ -1,0 +1,100 @@
+"""The command line: `prompt-tuning train|eval|infer`, the same as `python -m prompt_tuning.train|evaluate|infer`."""
+
+import argparse
+from collections.abc import Sequence
+import importlib
+import os
+import pathlib
+import sys
+import time
+import traceback
+
+COMMANDS = {
+    'train': ('prompt_tuning.train.loop:train', 'runs/train.gin', 'tune a method on a frozen base'),
+    'eval': ('prompt_tuning.train.evaluate:evaluate', 'runs/eval.gin', 'score a tuned prompt on tasks'),
+    'infer': ('prompt_tuning.train.infer:infer', 'runs/infer.gin', 'predict for a task, a JSONL or a text file'),
+}
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+  from prompt_tuning import gin_utils
+
+  function, example, about = COMMANDS[command]
+  parser = argparse.ArgumentParser(
+      prog=f'prompt-tuning {command}', description=about.capitalize() + '.',
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      epilog=f'Begin with --gin_file={example}; the macros to set are listed at its top:\n'
+      f'  {gin_utils.config_folder() / example}')
+  gin_utils.add_flags(parser)
+  parser.add_argument('--dry_run', action='store_true', help='read the configuration, print it and stop')
+  return parser
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+  """Runs one command; returns the exit code. Errors of the user's making are one message."""
+  from prompt_tuning import gin_utils
+  try:
+    return _run(command, argv)
+  except Exception as error:
+    if not _ours(error):
+      raise
+    return gin_utils.fail(error)
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+  import gin
+
+  from prompt_tuning import gin_utils
+  others, bindings = gin_utils.split_bindings(argv)
+  flags = _parser(command).parse_args(others)
+  if flags.tfds_data_dir:
+    os.environ['TFDS_DATA_DIR'] = flags.tfds_data_dir
+  gin.clear_config()
+  gin_utils.parse(flags.gin_file, [*flags.gin_bindings, *bindings], flags.gin_search_paths)
+  if flags.dry_run:
+    print(gin.config_str())
+    return 0
+  module, name = COMMANDS[command][0].split(':')
+  function = gin.get_configurable(getattr(importlib.import_module(module), name))
+  if command == 'train':
+    function(on_start=lambda: save_config(gin_utils.macro('MODEL_DIR')))
+  else:
+    function()
+  return 0
+
+
+def save_config(model_dir: str) -> None:
+  """Writes what of the configuration is in use to MODEL_DIR/config.gin; an earlier one is kept beside it."""
+  import gin
+
+  from prompt_tuning.train import writers
+  path, text = pathlib.Path(model_dir) / 'config.gin', gin.operative_config_str()
+  if path.exists() and path.read_text() != text + '\n':
+    path.rename(path.with_name(f'config.{time.strftime("%Y%m%d-%H%M%S")}.gin'))
+  writers.write_lines(path, [text])
+
+
+def _ours(error: Exception) -> bool:
+  """Whether an error was raised by this package's own code, hence speaks to the user."""
+  last = traceback.extract_tb(error.__traceback__)[-1].filename
+  here = str(pathlib.Path(__file__).parent)
+  return last.startswith((here, str(pathlib.Path(here).parent / 'tasks'))) and isinstance(
+      error, ValueError | OSError | FloatingPointError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Entry point of the console script."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if argv and argv[0] in COMMANDS:
+    return run(argv[0], argv[1:])
+  parser = argparse.ArgumentParser(
+      prog='prompt-tuning', description='Small trainables on large frozen language models.')
+  commands = parser.add_subparsers(metavar='COMMAND', required=True)
+  for name, (_, _, about) in COMMANDS.items():
+    commands.add_parser(name, help=f'{about}; see `prompt-tuning {name} --help`')
+  parser.parse_args(argv)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

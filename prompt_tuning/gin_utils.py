@@ -1,0 +1,128 @@
+"""gin for the entry points: T5X's flags, search paths through the package, and errors that say what to do."""
+
+import argparse
+from collections.abc import Sequence
+import difflib
+import os
+import pathlib
+import re
+
+import gin
+
+_PACKAGE = pathlib.Path(__file__).parent
+_MACRO = re.compile(r'^\s*([A-Z][A-Z0-9_]*)\s*=', re.MULTILINE)
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be run; the message names flag or key and what to do."""
+
+
+def config_folder() -> pathlib.Path:
+  """The `configs` folder: inside an installed package, beside it in the repository."""
+  inside = _PACKAGE / 'configs'
+  return inside if inside.is_dir() else _PACKAGE.parent / 'configs'
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """T5X's gin flags."""
+  group = parser.add_argument_group('configuration (as in T5X)')
+  group.add_argument(
+      '--gin_file', action='append', default=[], metavar='FILE',
+      help='gin file, relative to a search path; repeat for several, later ones win')
+  group.add_argument(
+      '--gin.NAME', dest='gin_example', metavar='VALUE',
+      help="set a macro or a parameter, such as --gin.BATCH_SIZE=32 or --gin.MODEL_DIR=\"'runs/a'\"; a value that is "
+      'no Python literal is taken as text')
+  group.add_argument(
+      '--gin_bindings', action='append', default=[], metavar='BINDING', help="the same as 'NAME = VALUE'")
+  group.add_argument(
+      '--gin_search_paths', default='', metavar='PATHS',
+      help='comma-separated folders to look for gin files in, after the working directory and before the configs of the package')
+  group.add_argument('--tfds_data_dir', metavar='FOLDER', help='where TensorFlow Datasets are or go')
+
+
+def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Separates `--gin.NAME=VALUE` arguments from the others: (others, 'NAME = VALUE' bindings)."""
+  others, bindings = [], []
+  for argument in argv:
+    if not argument.startswith('--gin.'):
+      others.append(argument)
+      continue
+    name, equals, value = argument.removeprefix('--gin.').partition('=')
+    if not equals:
+      raise ConfigError(f'{argument}: expected --gin.NAME=VALUE, such as --gin.BATCH_SIZE=32.')
+    bindings.append(f'{name} = {_literal(value)}')
+  return others, bindings
+
+
+def _literal(value: str) -> str:
+  """`value` if gin can read it, else `value` as a string: a shell takes quotes away."""
+  try:
+    gin.config.parse_value(value)
+  except SyntaxError:
+    return repr(value)
+  except ValueError:  # a reference (@x, %X) to what is not defined yet
+    return value
+  return value
+
+
+def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str) -> None:
+  """Reads gin files and bindings into gin's global configuration.
+
+  Raises:
+    ConfigError: a missing file, an unknown name (with near ones) or a macro without a value.
+  """
+  if not files:
+    raise ConfigError('No --gin_file. Begin with one of: ' + ', '.join(_available('runs')))
+  # gin would also take 'runs/train.gin' for a resource of a Python package `runs`, and fails on a plain folder.
+  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+  for folder in (*filter(None, search_paths.split(',')), config_folder()):
+    gin.add_config_file_search_path(str(folder))
+  try:
+    gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
+  except OSError as error:
+    raise ConfigError(f'{error}\nLooked in: {", ".join(gin.config._LOCATION_PREFIXES)}.\n'
+                      'Configurations of the package: ' + ', '.join(_available('.'))) from error
+  except (ValueError, AttributeError, SyntaxError, ImportError) as error:
+    raise ConfigError(f'{error}{_near(str(error))}') from error
+  _check_macros(bindings)
+  gin.finalize()
+
+
+def _available(below: str) -> list[str]:
+  root = config_folder()
+  return sorted(str(path.relative_to(root)) for path in (root / below).rglob('*.gin'))
+
+
+def _macros() -> dict[str, object]:
+  """Macros with their values, as far as they are given."""
+  return {scope: values['value'] for (scope, selector), values in gin.config._CONFIG.items()
+          if selector == 'gin.macro'}
+
+
+def macro(name: str) -> object:
+  """The value of a macro."""
+  return gin.query_parameter(f'{name}/gin.macro.value')
+
+
+def _check_macros(bindings: Sequence[str]) -> None:
+  given = _macros()
+  text = gin.config_str()
+  used = set(re.findall(r'%([A-Z][A-Z0-9_]*)', text))
+  for name in _MACRO.findall('\n'.join(bindings)):
+    if name not in used:
+      raise ConfigError(f'{name} is set but nothing uses it.{_near(name, used)}')
+  missing = [name for name in sorted(used) if name not in given or repr(given[name]) == '%gin.REQUIRED']
+  if missing:
+    raise ConfigError(
+        f'No value for {", ".join(missing)}. Set it in a gin file or as --gin.{missing[0]}=VALUE.')
+
+
+def _near(message: str, names=()) -> str:
+  """' Did you mean ...?' for the names a message speaks of, where something is near."""
+  known = set(names) or {
+      f'{selector.split(".")[-1]}.{parameter}' for (_, selector), values in gin.config._CONFIG.items()
+      for parameter in values} | set(_macros())
+  words = re.findall(r"[\w.]+", message)
+  close = {match for word in words for match in difflib.get_close_matches(word, sorted(known), n=2, cutoff=0.75)}
+  return f' Did you mean {" or ".join(sorted(close - set(words)))}?' if close - set(words) else ''

@@ -1,0 +1,145 @@
+"""A frozen base from a checkpoint, on the mesh, with a method on top: the first step of every job."""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning import trees
+from prompt_tuning.backbones import config as config_lib
+from prompt_tuning.backbones import t5
+from prompt_tuning.backbones.config import BackboneConfig
+from prompt_tuning.checkpoints import base as base_checkpoints
+from prompt_tuning.methods.base import Base, Method
+from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.prompted import Prompted
+from prompt_tuning.tokenizer import T5_VOCABULARY, Tokenizer
+from prompt_tuning.types import Params, Trainable
+
+BACKBONES: dict[str, type[nn.Module]] = {'t5': t5.T5}
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """How to run the base; what it is comes from its checkpoint.
+
+  Attributes:
+    size: a name of the size table, only needed where no checkpoint says it (a random base).
+    dtype: of activations, 'float32' or 'bfloat16'.
+    param_dtype: of the frozen parameters in memory.
+    dropout_rate: of the frozen model while training (Lester et al. 2021 leave T5's 0.1 on).
+    scan: one compiled layer in a loop (fast to compile), else unrolled (faster on a CPU).
+    remat: 'none', 'dots' or 'full', see `backbones/stack.py`.
+  """
+
+  size: str | None = None
+  dtype: str = 'float32'
+  param_dtype: str = 'float32'
+  dropout_rate: float = 0.1
+  scan: bool = True
+  remat: str = 'none'
+
+  def __post_init__(self):
+    for name in ('dtype', 'param_dtype'):
+      if getattr(self, name) not in DTYPES:
+        raise ValueError(f'Backbone.{name}={getattr(self, name)!r}; expected one of {", ".join(DTYPES)}.')
+
+  def module(self, config: BackboneConfig) -> nn.Module:
+    """The backbone of that configuration."""
+    return BACKBONES[config.family](
+        config, dtype=DTYPES[self.dtype], dropout_rate=self.dropout_rate, scan=self.scan, remat=self.remat)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A model in memory: pure functions, frozen parameters, and what is known of their origin."""
+
+  model: Prompted
+  frozen: Params
+  tokenizer: Tokenizer
+  partitioner: Partitioner
+  path: str
+  abstract: Params  # shapes boxed with logical axis names
+
+  @property
+  def config(self) -> BackboneConfig:
+    return self.model.backbone.config
+
+  def base(self) -> Base:
+    """What initialisers of a method may see."""
+    table = self.frozen['token_embedder']['embedding']
+    take = jax.jit(lambda table, ids: jnp.take(table, ids, axis=0, mode='fill').astype(jnp.float32),
+                   out_shardings=self.partitioner.replicated)
+    return Base(self.config, lambda ids: np.asarray(take(table, jnp.asarray(ids))), self.tokenizer.encode)
+
+  def new_trainable(self, seed: int) -> Trainable:
+    """The method's trainables as its initialisers make them, whole on every device."""
+    return self.partitioner.replicate(self.model.init(jax.random.key(seed), self.base()))
+
+  def fingerprint(self) -> str:
+    """Of the frozen parameters' content."""
+    return base_checkpoints.fingerprint(self.frozen)
+
+
+def load(
+    path: str | None, method: Method, backbone: Backbone | None = None, partitioner: Partitioner | None = None,
+    seed: int = 0) -> Loaded:
+  """Reads a base checkpoint straight into its shards.
+
+  Args:
+    path: INITIAL_CHECKPOINT_PATH: a Hugging Face folder or a T5X checkpoint; None: random parameters of
+      `backbone.size` from `seed`, for smoke runs.
+
+  Raises:
+    ValueError: the checkpoint does not fit the size asked for, or the mesh does not fit the model.
+  """
+  backbone, partitioner = backbone or Backbone(), partitioner or Partitioner()
+  source = None if path is None else base_checkpoints.open_base(path)
+  if backbone.size is not None:
+    config = config_lib.from_size(backbone.size)
+    if source is not None and source.config is not None:
+      config = dataclasses.replace(
+          config, relpos_buckets=source.config.relpos_buckets, relpos_max_distance=source.config.relpos_max_distance)
+  elif source is not None:
+    config = source.config
+  else:
+    raise ValueError('Neither INITIAL_CHECKPOINT_PATH nor MODEL_SIZE is set: name a base checkpoint, or a size '
+                     f'({", ".join(config_lib.SIZES)}) for random parameters.')
+  partitioner.check_heads(config.num_heads)
+  model = Prompted(backbone.module(config), method)
+  boxed = model.abstract_frozen()
+  shardings = partitioner.shardings(boxed)
+  dtype = DTYPES[backbone.param_dtype]
+  if source is None:
+    make = lambda key: jax.tree.map(lambda x: x.astype(dtype), nn.meta.unbox(_init(model, key)))
+    frozen = jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+  else:
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nn.meta.unbox(boxed))
+    frozen = base_checkpoints.load_params(source, abstract, shardings)
+  tokenizer = Tokenizer((source and source.tokenizer_path) or T5_VOCABULARY)
+  return Loaded(model, frozen, tokenizer, partitioner, path or f'random {backbone.size}', boxed)
+
+
+def _init(model: Prompted, key: jax.Array):
+  tokens = jnp.ones((1, 1), jnp.int32)
+  return model.backbone.init(key, {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens})['params']
+
+
+def model_info(loaded: Loaded, trainable) -> str:
+  """One line a variable as T5X's model-info.txt: path, size, shape with axis names, partition spec; then totals."""
+  shardings = trees.flatten(loaded.partitioner.shardings(loaded.abstract))
+  axes = trees.flatten(nn.get_partition_spec(loaded.abstract))
+  lines = []
+  for path, x in sorted(trees.flatten(nn.meta.unbox(loaded.abstract)).items()):
+    names = (*axes[path], *[None] * (len(x.shape) - len(axes[path])))
+    shape = ', '.join(f'{name}={n}' for name, n in zip(names, x.shape, strict=True))
+    lines.append(f'Frozen    {path:<62} size {x.size:<12} shape ({shape})  partition spec {shardings[path].spec}')
+  for path, x in sorted(trees.flatten(trainable).items()):
+    lines.append(f'Trainable {path:<62} size {x.size:<12} shape {tuple(x.shape)}  partition spec PartitionSpec()')
+  frozen, small = trees.size(nn.meta.unbox(loaded.abstract)), trees.size(trainable)
+  lines += ['', f'Frozen parameters:    {frozen}', f'Trainable parameters: {small} ({small / (frozen + small):.4%} of all)']
+  return '\n'.join(lines) + '\n'

@@ -1,0 +1,118 @@
+"""How a soft prompt begins: functions `(key, shape [P, D], base) -> array [P, D]`.
+
+Lester et al. 2021, section 3.2. Two places where paper and released code differ are arguments: the paper draws
+random prompts from U[-0.5, 0.5), the released configuration from U[0, 0.5) (`low=0`); and the released code takes
+the first 5,000 ids as "most common", pad, end and unknown included, which is what we do too: SentencePiece ids
+are ordered by frequency.
+"""
+
+from collections.abc import Callable, Sequence
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning.methods.base import Base
+from prompt_tuning.types import Array
+
+Initializer = Callable[[jax.Array, tuple[int, int], Base], Array]
+
+_COMMON = 5000
+
+
+def random_uniform(low: float = -0.5, high: float = 0.5) -> Initializer:
+  """Uniform in [low, high)."""
+  return lambda key, shape, base: jax.random.uniform(key, shape, jnp.float32, low, high)
+
+
+def sampled_vocabulary(most_common: int = _COMMON) -> Initializer:
+  """Embeddings of different tokens drawn from the `most_common` first ids."""
+
+  def init(key, shape, base):
+    available = min(most_common, base.config.vocab_size)
+    if shape[0] > available:
+      raise ValueError(
+          f'A prompt of {shape[0]} cannot be drawn from {available} different tokens; raise '
+          'sampled_vocabulary.most_common or lower PROMPT_LENGTH.')
+    ids = jax.random.choice(key, available, (shape[0],), replace=False)
+    return base.embeddings([int(i) for i in ids])
+
+  return init
+
+
+def class_labels(labels: Sequence[str], most_common: int = _COMMON) -> Initializer:
+  """One row a label (the mean of its pieces' embeddings), the rest as `sampled_vocabulary`.
+
+  Labels beyond the prompt's length are left out, as in the paper.
+  """
+
+  def init(key, shape, base):
+    rows = [np.mean(base.embeddings(_pieces(base, label)), axis=0) for label in labels[:shape[0]]]
+    if len(rows) < shape[0]:
+      rest = sampled_vocabulary(most_common)(key, (shape[0] - len(rows), shape[1]), base)
+      rows = np.concatenate([np.stack(rows), rest]) if rows else rest
+    return np.asarray(rows)
+
+  return init
+
+
+def text(words: str, most_common: int = _COMMON) -> Initializer:
+  """The embeddings of a text's pieces, cut at P or followed by rows as `sampled_vocabulary`."""
+
+  def init(key, shape, base):
+    rows = np.asarray(base.embeddings(_pieces(base, words)[:shape[0]]))
+    if len(rows) == shape[0]:
+      return rows
+    rest = sampled_vocabulary(most_common)(key, (shape[0] - len(rows), shape[1]), base)
+    return np.concatenate([rows, rest])
+
+  return init
+
+
+def from_file(path: str) -> Initializer:
+  """A prompt saved as `.npy` [P, D], such as `prompts/*.npy` of another run or one released by Google.
+
+  A run folder stands for its best (else newest) prompt.
+  """
+
+  def init(key, shape, base):
+    del key, shape, base
+    return load_prompt(path)
+
+  return init
+
+
+def load_prompt(path: str) -> np.ndarray:
+  """Reads a prompt [P, D] from a `.npy` file or from the `prompts` of a run folder.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is no array of two axes, or has values that are not finite.
+  """
+  file = pathlib.Path(path)
+  if file.is_dir():
+    folder = file / 'prompts' if (file / 'prompts').is_dir() else file
+    best = folder / 'best.npy'
+    newest = sorted(folder.glob('prompt_*.npy'), key=lambda f: (len(f.name), f.name))[-1:]
+    if not best.exists() and not newest:
+      raise FileNotFoundError(f'{path}: no prompts/best.npy and no prompts/prompt_<step>.npy in this folder.')
+    file = best if best.exists() else newest[0]
+  elif not file.exists():
+    raise FileNotFoundError(f'{path}: there is no such prompt; expected a .npy file [P, D] or a run folder.')
+  try:
+    prompt = np.load(file, allow_pickle=False)
+  except (ValueError, EOFError, OSError) as error:
+    raise ValueError(f'{file}: not a plain .npy array ({error}).') from error
+  if not isinstance(prompt, np.ndarray) or prompt.ndim != 2 or prompt.dtype.kind != 'f':
+    raise ValueError(f'{file}: expected one float array [P, D], found {getattr(prompt, "shape", prompt)}.')
+  if not np.isfinite(prompt).all():
+    bad = int((~np.isfinite(prompt)).sum())
+    raise ValueError(f'{file}: {bad} of {prompt.size} values are NaN or infinite; use an earlier prompt.')
+  return prompt.astype(np.float32)
+
+
+def _pieces(base: Base, words: str) -> list[int]:
+  if not (ids := base.encode(words)):
+    raise ValueError(f'The text {words!r} has no tokens to initialise a prompt from.')
+  return ids

@@ -1,0 +1,136 @@
+"""seqio tasks -> batches of numpy features, in an order that is a function of the seed alone.
+
+Epoch e is the task's dataset shuffled with seed (seed, e). The position in the data is therefore two integers,
+epoch and offset, kept in every checkpoint. Every process reads the same stream and its devices take their rows, so
+the global batches do not depend on how many processes there are.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import queue
+import threading
+from typing import Any
+
+import numpy as np
+import seqio
+
+from prompt_tuning import features, tasks
+
+Example = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """One split of a task or mixture (T5X's DatasetConfig).
+
+  Attributes:
+    mixture_or_task_name: a registered name; `prompt_tuning.tasks` lists ours.
+    task_feature_lengths: {'inputs': tokens, 'targets': tokens}, without virtual tokens.
+    split: such as 'train' or 'validation'.
+    batch_size: examples over all devices.
+    shuffle: a new order each epoch, or the file's.
+    use_cached: read what `seqio_cache_tasks` has written.
+    on_truncation: 'count' examples longer than their feature length, or 'error'.
+    limit: at most so many examples (None: all).
+  """
+
+  mixture_or_task_name: str
+  task_feature_lengths: Mapping[str, int]
+  split: str
+  batch_size: int
+  shuffle: bool = True
+  use_cached: bool = False
+  on_truncation: str = 'count'
+  limit: int | None = None
+
+  @property
+  def task(self) -> seqio.Task | seqio.Mixture:
+    return tasks.load(self.mixture_or_task_name)
+
+  def epoch(self, seed: int, epoch: int = 0, skip: int = 0) -> Iterator[Example]:
+    """Examples of one epoch from offset `skip` on, as numpy, not yet cut to length."""
+    task = self.task
+    if self.split not in task.splits:
+      raise ValueError(
+          f'{self.mixture_or_task_name} has no split {self.split!r}; it has {", ".join(sorted(task.splits))}.')
+    order = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] >> 1)
+    data = task.get_dataset(
+        sequence_length=None, split=self.split, shuffle=self.shuffle, seed=order, num_epochs=1,
+        use_cached=self.use_cached)
+    if self.limit is not None:
+      data = data.take(self.limit)
+    return data.skip(skip).as_numpy_iterator()
+
+
+class TrainBatches:
+  """Endless batches of a dataset, with a position that can be saved and restored."""
+
+  def __init__(self, dataset: Dataset, converter: features.Converter, seed: int, position: Mapping | None = None):
+    """`position`: as `position` gave it, to go on from there."""
+    self._dataset, self._converter, self._seed = dataset, converter, seed
+    self.position = dict(position or {'epoch': 0, 'offset': 0})
+    self._examples = self._open()
+
+  def _open(self):
+    return self._dataset.epoch(self._seed, self.position['epoch'], self.position['offset'])
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    rows = []
+    while len(rows) < self._dataset.batch_size:
+      if (example := next(self._examples, None)) is not None:
+        rows.append(example)
+        self.position['offset'] += 1
+        continue
+      if not self.position['offset']:
+        raise ValueError(f'{self._dataset.mixture_or_task_name}: split {self._dataset.split!r} has no examples.')
+      self.position = {'epoch': self.position['epoch'] + 1, 'offset': 0}
+      self._examples = self._open()
+    return self._converter(rows)
+
+
+def eval_batches(dataset: Dataset, converter: features.Converter) -> Iterator[tuple[list[Example], dict]]:
+  """All examples once, in order: (examples, features), the last batch filled up with empty rows."""
+  rows: list[Example] = []
+  for example in dataset.epoch(seed=0):
+    rows.append(example)
+    if len(rows) == dataset.batch_size:
+      yield rows, converter(rows)
+      rows = []
+  if rows:
+    yield rows, converter(rows, dataset.batch_size)
+
+
+def prefetch(batches: TrainBatches, place, depth: int = 2) -> Iterator[tuple[Any, dict]]:
+  """(batch on devices, position after it), prepared in a thread while the devices work.
+
+  An error in the thread is raised where the batch would have been.
+  """
+  ready: queue.Queue = queue.Queue(depth)
+  stop = threading.Event()
+
+  def fill():
+    while not stop.is_set():
+      try:
+        item = (place(next(batches)), dict(batches.position), None)
+      except Exception as error:  # handed to the consumer, which raises it
+        item = (None, None, error)
+      while not stop.is_set():
+        try:
+          ready.put(item, timeout=0.5)
+          break
+        except queue.Full:
+          pass
+      if item[2] is not None:
+        return
+
+  thread = threading.Thread(target=fill, daemon=True, name='prefetch')
+  thread.start()
+  try:
+    while True:
+      batch, position, error = ready.get()
+      if error is not None:
+        raise error
+      yield batch, position
+  finally:
+    stop.set()
+    thread.join(timeout=5)

@@ -1,0 +1,233 @@
+"""The training job: load a frozen base, train the small thing on top, evaluate, checkpoint, resume.
+
+T5X's trainer counts the steps of pretraining in TRAIN_STEPS; here TRAIN_STEPS are steps of this run, as nothing
+that was pretrained is changed by them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+import signal
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+
+from prompt_tuning import loading, trees
+from prompt_tuning.checkpoints import run as run_checkpoints
+from prompt_tuning.methods.base import Method
+from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.train import data, losses, optim, writers
+from prompt_tuning.train import evaluate as evaluate_lib
+from prompt_tuning.train import step as step_lib
+
+
+class NonFiniteLossError(FloatingPointError):
+  """The loss became NaN or infinite; the last checkpoint is from before."""
+
+
+class _Preemption:
+  """Notes SIGTERM (a pod or a queue taking the machine back), to stop after the current step."""
+
+  def __init__(self):
+    self.requested = False
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGTERM, lambda *_: setattr(self, 'requested', True))
+
+
+def train(
+    *,
+    model_dir: str,
+    initial_checkpoint_path: str | None,
+    method: Method,
+    train_dataset: data.Dataset,
+    eval_datasets: Sequence[data.Dataset] = (),
+    train_steps: int,
+    optimizer: optim.Optimizer,
+    schedule: optim.Schedule,
+    backbone: loading.Backbone = loading.Backbone(),  # noqa: B008 (frozen)
+    partitioner: Partitioner | None = None,
+    loss: Callable[..., losses.Loss] = losses.compute,
+    random_seed: int = 0,
+    microbatches: int = 1,
+    eval_period: int = 1000,
+    eval_at_start: bool = False,
+    save_period: int = 1000,
+    log_period: int = 10,
+    keep: int = 1,
+    best_metric: str | None = None,
+    early_stopping_patience: int | None = None,
+    on_start: Callable[[], None] = lambda: None,
+) -> Mapping[str, object]:
+  """Trains `method` on a frozen base; every argument is a gin parameter.
+
+  Args:
+    model_dir: MODEL_DIR; a run found there is resumed from its newest checkpoint.
+    initial_checkpoint_path: the base, see `loading.load`.
+    loss: `losses.compute` with its options.
+    random_seed: fixes initialisation, data order and dropout.
+    eval_period, save_period, log_period: in steps.
+    best_metric: 'metric' or 'task/metric' that chooses the best checkpoint; None: the mean of all metrics of the
+      first evaluated task (Lester et al. 2021 average where a task has several).
+    early_stopping_patience: stop after so many evaluations without a better one.
+    on_start: called when everything is built, before the first step (the entry point saves the configuration).
+
+  Returns:
+    Summary: last step, last and best metrics, seconds.
+
+  Raises:
+    NonFiniteLossError: with the range of steps.
+    checkpoints.run.ResumeError: MODEL_DIR holds another run.
+  """
+  began = time.monotonic()
+  preemption = _Preemption()
+  first = jax.process_index() == 0
+  tell = (lambda text: print(text, file=sys.stderr, flush=True)) if first else lambda text: None
+
+  # --- The frozen base, in its shards.
+  root = writers.writable_folder(model_dir, 'MODEL_DIR')
+  partitioner = partitioner or Partitioner()
+  for dataset in (train_dataset, *eval_datasets):
+    partitioner.check_batch(dataset.batch_size)
+  if train_dataset.batch_size % (microbatches * partitioner.mesh.shape['data']):
+    raise ValueError(
+        f'BATCH_SIZE={train_dataset.batch_size} does not divide into MICROBATCHES={microbatches} on '
+        f'{partitioner.mesh.shape["data"]} data-parallel devices.')
+  loaded = loading.load(initial_checkpoint_path, method, backbone, partitioner, random_seed)
+  model, frozen = loaded.model, loaded.frozen
+
+  # --- The trainables and their optimizer.
+  optimizer_ = optimizer(schedule)
+  trainable = loaded.new_trainable(random_seed)
+  state = partitioner.replicate(step_lib.init_state(trainable, optimizer_))
+  tell(f'{trees.size(trainable)} trainable on {trees.size(frozen)} frozen parameters ({loaded.path}), '
+       f'mesh {dict(partitioner.mesh.shape)}')
+
+  # --- What was done before, if anything.
+  checkpoints = run_checkpoints.RunCheckpoints(model_dir, keep)
+  about = {
+      'base_fingerprint': loaded.fingerprint(), 'base_path': loaded.path, 'seed': random_seed,
+      'optimizer': _name(optimizer), 'method': repr(method).split('\n')[0],
+      'state': run_checkpoints.description(state._asdict())}
+  position, best, waited = None, -math.inf, 0
+  if (latest := checkpoints.latest) is not None:
+    before = checkpoints.about(latest)
+    run_checkpoints.check_resumable(before, about, model_dir)
+    state = step_lib.TrainState(**checkpoints.restore(latest, state._asdict()))
+    position, best, waited = before['position'], before['best'], before['waited']
+    tell(f'resuming {model_dir} at step {latest}')
+  start = int(state.step)
+
+  # --- Data, and the files of the run.
+  converter = evaluate_lib.converter(train_dataset, model)
+  batches = data.TrainBatches(train_dataset, converter, random_seed, position)
+  writer = writers.MetricsWriter(model_dir, start, enabled=first)
+  if first:
+    (root / 'model-info.txt').write_text(loading.model_info(loaded, trainable))
+  train_step = step_lib.make_train_step(
+      model, optimizer_, loss, dropout_seed=random_seed if backbone.dropout_rate else None, microbatches=microbatches)
+  evaluators = [evaluate_lib.Evaluator(loaded, dataset) for dataset in eval_datasets]
+  on_start()
+
+  def evaluate(step: int) -> tuple[dict[str, dict[str, float]], float | None]:
+    results = {}
+    for evaluator in evaluators:
+      name = evaluator.dataset.mixture_or_task_name
+      metrics, rows = evaluator(state.trainable)
+      results[name] = metrics
+      writer.write(step, f'inference_eval/{name}', **metrics)
+      if first:
+        writers.write_lines(root / 'inference_eval' / f'{name}-{step}.jsonl', rows)
+      tell(f'step {step}  {name}  ' + '  '.join(f'{k} {v:.4f}' for k, v in metrics.items()))
+    return results, _choose(results, best_metric) if results else None
+
+  def save(step: int, metric: float | None = None) -> None:
+    prompt = state.trainable.get('prompt', {}).get('embedding')
+    checkpoints.save(
+        step, state._asdict(), {**about, 'position': position, 'best': best, 'waited': waited}, prompt, metric)
+
+  # --- The loop.
+  results = {}
+  if eval_at_start and start == 0:
+    results, _ = evaluate(0)
+  summary = {'metrics_before': results}
+  progress, pending, real_tokens = writers.Progress(train_steps, start), [], 0
+  step, saved, stop = start, start, False
+  train_began = time.monotonic()
+  stream = data.prefetch(batches, partitioner.place_batch)
+  try:
+    while step < train_steps and not stop:
+      batch, position = next(stream)
+      state, metrics = train_step(state, frozen, batch)
+      step += 1
+      pending.append((step, metrics, batch['encoder_input_tokens']))
+      if step == start + 1:
+        jax.block_until_ready(state)
+        tell(f'first step done {time.monotonic() - began:.1f} s after the start of the run')
+      stop = preemption.requested
+      evaluating = bool(evaluators) and (step % eval_period == 0 or step == train_steps)
+      saving = step % save_period == 0 or step == train_steps or evaluating or stop
+      if step % log_period == 0 or saving:
+        log = _fetch(pending, saved, model_dir)
+        real = sum(float(np.count_nonzero(tokens)) for _, _, tokens in pending)
+        padded = sum(tokens.size for _, _, tokens in pending)
+        progress.add(examples=len(pending) * train_dataset.batch_size, tokens=padded, **{'real tokens': real})
+        writer.write(step, 'train', **log, learning_rate=float(schedule(step - 1)),
+                     **{'non_padding_fraction/encoder': real / padded})
+        progress.show(step, {k: log[k] for k in ('loss', 'accuracy')}, force=step == train_steps)
+        pending = []
+      metric = None
+      if evaluating and not stop:
+        results, metric = evaluate(step)
+        best, waited = (metric, 0) if metric > best else (best, waited + 1)
+        stop = early_stopping_patience is not None and waited >= early_stopping_patience
+      if saving:
+        save(step, metric)
+        saved = step
+  finally:
+    stream.close()
+    writer.close()
+  checkpoints.close()
+  if preemption.requested:
+    tell(f'SIGTERM: stopped after step {step}; start again with the same flags to go on')
+  if report := converter.report():
+    tell(f'train: {report}')
+  return {
+      **summary, 'step': step, 'metrics': results, 'best_step': checkpoints.best,
+      'train_seconds': time.monotonic() - train_began, 'total_seconds': time.monotonic() - began,
+      'trainable_bytes': trees.nbytes(trainable), 'frozen_bytes': trees.nbytes(frozen)}
+
+
+def _name(function: Callable) -> str:
+  """'adafactor' for the optimizer that `adafactor(...)` made."""
+  return function.__qualname__.split('.')[0]
+
+
+def _choose(results: Mapping[str, Mapping[str, float]], best_metric: str | None) -> float:
+  """The number that decides which checkpoint is best."""
+  metrics = next(iter(results.values()))
+  if best_metric is None:
+    return float(np.mean(list(metrics.values())))
+  task, slash, name = best_metric.rpartition('/')
+  metrics = results.get(task, {}) if slash else metrics
+  if name not in metrics:
+    known = [f'{task}/{metric}' for task, values in results.items() for metric in values]
+    raise ValueError(f'BEST_METRIC={best_metric!r} is not among the metrics: {", ".join(known)}.')
+  return float(metrics[name])
+
+
+def _fetch(pending, saved: int, model_dir: str) -> dict[str, float]:
+  """Means over the pending steps, as numbers.
+
+  Raises:
+    NonFiniteLossError: one of the losses is not finite.
+  """
+  values = [{name: float(value) for name, value in metrics.items()} for _, metrics, _ in pending]
+  bad = [step for (step, _, _), v in zip(pending, values, strict=True)
+         if not (math.isfinite(v['loss']) and math.isfinite(v['grad_norm']))]
+  if bad:
+    raise NonFiniteLossError(
+        f'The loss or its gradient is not finite in steps {bad[0]} to {bad[-1]}; stopped. The last good checkpoint in '
+        f'{model_dir} is of step {saved}. Lower the learning rate, or use float32 activations.')
+  return {name: float(np.mean([v[name] for v in values])) for name in values[0]}

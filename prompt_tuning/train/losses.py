@@ -1,0 +1,72 @@
+"""Cross-entropy as T5X computes it, so that its learning rates and logs carry over.
+
+The loss is a sum over target tokens; z-loss is part of it; the entropy of the smoothed targets is taken off, so
+that a perfect prediction costs 0. See `normalizer` for what the sum is divided by.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning.types import Array, Batch
+
+SPECIAL_NORMALIZERS = ('NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS', 'AVERAGE_PER_SEQUENCE')
+
+
+class Loss(NamedTuple):
+  """Sums over the batch; `total` includes `z_loss`, and `total / normalizer` is minimised."""
+
+  total: Array
+  z_loss: Array
+  normalizer: Array
+  correct: Array  # target tokens predicted right
+  tokens: Array  # target tokens with a weight
+
+
+def token_loss(logits: Array, targets: Array, label_smoothing: float = 0.0, z_loss: float = 0.0):
+  """Logits [B, T, V] and targets [B, T] -> (loss with z-loss, z-loss), each [B, T]."""
+  vocab = logits.shape[-1]
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_z
+  confidence, low = 1.0 - label_smoothing, label_smoothing / (vocab - 1)
+  loss = -target
+  if label_smoothing:
+    others = jnp.sum(logits, axis=-1) - vocab * log_z - target
+    entropy = -(confidence * jnp.log(confidence) + (vocab - 1) * low * jnp.log(low))
+    loss = -confidence * target - low * others - entropy
+  z = z_loss * jnp.square(log_z)
+  return loss + z, z
+
+
+def compute(
+    logits: Array, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    normalizing_factor: float | str | None = None) -> Loss:
+  """The loss of a batch.
+
+  Args:
+    normalizing_factor: LOSS_NORMALIZING_FACTOR: None or a number divides by it; 'NUM_REAL_TARGET_TOKENS' by the sum
+      of weights; 'NUM_TOTAL_TARGET_TOKENS' by B x T; 'AVERAGE_PER_SEQUENCE' weighs each row equally.
+
+  Raises:
+    ValueError: an unknown name of a normalizing factor.
+  """
+  weights = batch['decoder_loss_weights']
+  tokens = jnp.sum(weights)
+  if isinstance(normalizing_factor, str):
+    if normalizing_factor == 'NUM_REAL_TARGET_TOKENS':
+      normalizer = tokens
+    elif normalizing_factor == 'NUM_TOTAL_TARGET_TOKENS':
+      normalizer = jnp.float32(weights.size)
+    elif normalizing_factor == 'AVERAGE_PER_SEQUENCE':
+      weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-9)
+      normalizer = jnp.sum(weights)
+    else:
+      raise ValueError(
+          f'LOSS_NORMALIZING_FACTOR={normalizing_factor!r}; expected None, a number or one of '
+          + ', '.join(SPECIAL_NORMALIZERS))
+  else:
+    normalizer = jnp.float32(normalizing_factor or 1.0)
+  loss, z = token_loss(logits, batch['decoder_target_tokens'], label_smoothing, z_loss)
+  correct = (jnp.argmax(logits, axis=-1) == batch['decoder_target_tokens']) * (weights > 0)
+  return Loss(jnp.sum(loss * weights), jnp.sum(z * weights), normalizer, jnp.sum(correct), tokens)

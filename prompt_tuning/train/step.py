@@ -1,0 +1,81 @@
+"""One optimizer step and its state. The gradient is of the trainable argument alone."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prompt_tuning.prompted import Prompted
+from prompt_tuning.train import losses
+from prompt_tuning.types import Array, Batch, Params, PyTree, Trainable
+
+
+class TrainState(NamedTuple):
+  """All that a run changes; a few times the size of the trainables."""
+
+  step: Array  # int32 []
+  trainable: Trainable
+  opt_state: PyTree
+
+
+LossFn = Callable[[Array, Batch], losses.Loss]
+
+
+def init_state(trainable: Trainable, optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first step."""
+  return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+
+
+def make_train_step(
+    model: Prompted, optimizer: optax.GradientTransformation, loss_fn: LossFn, *, dropout_seed: int | None,
+    microbatches: int = 1) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]:
+  """The jitted `(state, frozen, batch) -> (state, metrics)`.
+
+  The state is donated; the frozen parameters never are.
+
+  Args:
+    loss_fn: (logits, batch) -> `losses.Loss`.
+    dropout_seed: seed of the frozen model's dropout, folded with the step; None: no dropout.
+    microbatches: gradients are summed over so many slices of the batch, to save memory.
+  """
+
+  def summed_loss(trainable, frozen, batch, key):
+    loss = loss_fn(model.logits(trainable, frozen, batch, key), batch)
+    return loss.total, loss
+
+  grad_fn = jax.grad(summed_loss, argnums=0, has_aux=True)
+
+  def gradients(trainable, frozen, batch, key):
+    if microbatches == 1:
+      return grad_fn(trainable, frozen, batch, key)
+    # Rows are dealt out in strides, so that each slice stays spread over the data axis.
+    slices = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    keys = None if key is None else jax.random.split(key, microbatches)
+
+    def accumulate(total, piece):
+      part, k = piece
+      return jax.tree.map(jnp.add, total, grad_fn(trainable, frozen, part, k)), None
+
+    shapes = jax.eval_shape(lambda: grad_fn(
+        trainable, frozen, jax.tree.map(lambda x: x[0], slices), None if keys is None else keys[0]))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(accumulate, zeros, (slices, keys))[0]
+
+  def train_step(state: TrainState, frozen: Params, batch: Batch):
+    key = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+    grads, loss = gradients(state.trainable, frozen, batch, key)
+    grads = jax.tree.map(lambda g: g / loss.normalizer, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    metrics = {
+        'loss': loss.total / loss.normalizer,
+        'z_loss': loss.z_loss / loss.normalizer,
+        'loss_per_nonpadding_target_token': loss.total / jnp.maximum(loss.tokens, 1),
+        'accuracy': loss.correct / jnp.maximum(loss.tokens, 1),
+        'grad_norm': optax.global_norm(grads),
+    }
+    return TrainState(state.step + 1, trainable, opt_state), metrics
+
+  return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,116 @@
+"""Where numbers go: metrics.jsonl, TensorBoard event files, prediction files, and the progress line."""
+
+from collections.abc import Iterable, Mapping
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import tensorboardX
+
+
+class MetricsWriter:
+  """`metrics.jsonl` and event files of one run; a process that is not the first writes nothing."""
+
+  def __init__(self, model_dir: str, resumed_at: int = 0, enabled: bool = True):
+    """Drops lines of `metrics.jsonl` behind step `resumed_at`: those steps are run again."""
+    self._root, self._enabled, self._boards = pathlib.Path(model_dir), enabled, {}
+    self._path = self._root / 'metrics.jsonl'
+    if enabled and self._path.exists():
+      kept = [line for line in self._path.read_text().splitlines() if _step(line) is not None]
+      write_lines(self._path, (line for line in kept if _step(line) <= resumed_at))
+
+  def write(self, step: int, folder: str, **values: Any) -> None:
+    """One line {step, split/task, values}; scalars also go to the event file in `folder` ('train', ...)."""
+    if not self._enabled:
+      return
+    with open(self._path, 'a') as file:
+      file.write(json.dumps({'step': step, 'split': folder, **values}) + '\n')
+    if folder not in self._boards:
+      self._boards[folder] = tensorboardX.SummaryWriter(str(self._root / folder), flush_secs=10)
+    for name, value in values.items():
+      if isinstance(value, int | float):
+        self._boards[folder].add_scalar(name, value, step)
+
+  def close(self) -> None:
+    for board in self._boards.values():
+      board.close()
+
+
+def _step(line: str) -> int | None:
+  """Step of a line, None if it was cut off when the process was killed."""
+  try:
+    return json.loads(line)['step']
+  except (json.JSONDecodeError, KeyError, TypeError):
+    return None
+
+
+def write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
+  """Writes a text file under a temporary name, then renames."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with open(temporary, 'w', encoding='utf-8') as file:
+    file.writelines(f'{line}\n' for line in lines)
+  os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes one JSON document under a temporary name, then renames."""
+  write_lines(path, [json.dumps(value, indent=2)])
+
+
+def writable_folder(path: str, macro: str) -> pathlib.Path:
+  """Makes a folder and checks that it can be written to.
+
+  Raises:
+    OSError: it cannot; the message names the macro.
+  """
+  folder = pathlib.Path(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f'.probe-{os.getpid()}'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise OSError(f'{macro}={path} cannot be written to ({error.strerror}); choose another folder.') from error
+  return folder
+
+
+class Progress:
+  """One line of progress: rewritten in place on a terminal, else a new line every few seconds."""
+
+  def __init__(self, total: int, done: int = 0, every: float = 5.0, unit: str = 'step'):
+    self._total, self._unit = total, unit
+    self._terminal = sys.stderr.isatty()
+    self._every = 0.5 if self._terminal else every
+    self._began = self._shown = time.monotonic()
+    self._first, self._counts = done, {}
+
+  def add(self, **counts: float) -> None:
+    """Adds to counts that are shown per second (examples, tokens)."""
+    for name, n in counts.items():
+      self._counts[name] = self._counts.get(name, 0) + n
+
+  def show(self, done: int, values: Mapping[str, float], force: bool = False) -> None:
+    """Shows `done` of the total with rates, time left and `values`, if it is time."""
+    now = time.monotonic()
+    if not force and now - self._shown < self._every:
+      return
+    self._shown = now
+    seconds = max(now - self._began, 1e-9)
+    left = (self._total - done) * seconds / max(done - self._first, 1)
+    parts = [f'{self._unit} {done}/{self._total}']
+    parts += [f'{name} {value:.4g}' for name, value in values.items()]
+    parts += [f'{n / seconds:.4g} {name}/s' for name, n in self._counts.items()]
+    parts += [f'eta {clock(left)}']
+    end = '\r' if self._terminal and done < self._total else '\n'
+    print('  '.join(parts).ljust(100 if self._terminal else 0), end=end, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+  """75 -> '1:15'."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

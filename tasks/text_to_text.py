@@ -1,0 +1,102 @@
+"""T5's generic rule for turning a labelled example into text, without the leading task name ("taskless").
+
+Inputs are the example's fields in alphabetical order, each as `name: value`, with one space between; the
+target is the label word (Raffel et al. 2020, app. D; Lester et al. 2021, sec. 3). So boolq's inputs are
+`passage: P question: Q`. T5 puts the task's name in front and Google's prompt-tuning then cuts the first word
+off; here it never gets there. Fields other than those of the format (`idx`, for one) are dropped.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import seqio
+import tensorflow as tf
+
+from prompt_tuning.tasks import features, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """What one classification task reads and answers."""
+
+  fields: tuple[str, ...]  # in any order: the text has them in alphabetical order
+  labels: tuple[str, ...]  # label words; the position is the class number in the source
+  extra_metrics: tuple[Callable[[Sequence[str]], metrics.MetricFn], ...] = ()  # made from `labels`
+
+  def metric_fns(self) -> list[metrics.MetricFn]:
+    """The task's metrics for seqio: accuracy, the rate of legal labels, and the extra ones."""
+    return [metrics.accuracy, *(m(self.labels) for m in (metrics.legal_label_rate, *self.extra_metrics))]
+
+
+_ENTAILMENT = ('entailment', 'not_entailment')
+
+# Class numbers are those of TFDS, which for cb are not alphabetical.
+FORMATS: dict[str, Format] = {
+    'boolq': Format(('passage', 'question'), ('False', 'True')),
+    'cb': Format(('hypothesis', 'premise'), ('entailment', 'contradiction', 'neutral'),
+                 extra_metrics=(metrics.mean_macro_f1,)),
+    'glue_rte': Format(('sentence1', 'sentence2'), _ENTAILMENT),
+    'rte': Format(('hypothesis', 'premise'), _ENTAILMENT),
+    'sst2': Format(('sentence',), ('negative', 'positive')),
+}
+
+
+def to_text(dataset: tf.data.Dataset, format_: Format) -> tf.data.Dataset:
+  """Maps examples to `inputs` and `targets` text.
+
+  Args:
+    dataset: examples with a string scalar for each of `format_.fields` and an integer scalar `label`, a
+      position in `format_.labels` or -1 for none, which becomes `<unk>`.
+    format_: the task's fields and label words.
+
+  Returns:
+    A dataset of `{'inputs': text, 'targets': text}`, string scalars.
+
+  Raises:
+    ValueError: the examples lack a field of the format.
+  """
+  wanted, found = {*format_.fields, 'label'}, set(dataset.element_spec)
+  if not wanted <= found:
+    raise ValueError(f'Examples lack {sorted(wanted - found)}: they have {sorted(found)}. Rename them with '
+                     '`seqio.preprocessors.rekey`, or change the format.')
+  words = tf.constant([metrics.UNLABELLED, *format_.labels])
+
+  def example_to_text(example):
+    fields = [tf.strings.join([f'{name}: ', example[name]]) for name in sorted(format_.fields)]
+    return {
+        'inputs': tf.strings.join(fields, separator=' '),
+        'targets': tf.gather(words, example['label'] + 1),
+    }
+
+  return dataset.map(example_to_text, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def register(name: str, source: seqio.DataSource, format_: Format) -> seqio.Task:
+  """Registers a classification task with seqio. Reads nothing from `source` yet.
+
+  Args:
+    name: name of the task, new to the registry.
+    source: where examples as `to_text` wants them come from.
+    format_: the task's fields, label words and metrics.
+
+  Returns:
+    The task. Its examples hold `inputs` and `targets`, T5 token ids as int32 `[length]` that end with eos (1)
+    even when trimmed, beside the text they came from: `inputs_pretokenized` and `targets_pretokenized`.
+  """
+
+  def text_to_text(dataset):
+    return to_text(dataset, format_)
+
+  return seqio.TaskRegistry.add(
+      name,
+      source=source,
+      preprocessors=[
+          text_to_text,
+          seqio.preprocessors.tokenize,
+          seqio.CacheDatasetPlaceholder(),
+          seqio.preprocessors.append_eos_after_trim,
+      ],
+      output_features=features.OUTPUT_FEATURES,
+      postprocess_fn=metrics.strip,
+      metric_fns=format_.metric_fns(),
+  )
