@@ -8,11 +8,11 @@ Face's names; only the graphs' initializers and node names are read, nothing is 
   python scripts/convert_quickstart_model.py --to=models/quickstart_t5
 """
 import argparse
+from collections.abc import Iterator
 import pathlib
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
 
 import numpy as np
 

@@ -3,11 +3,11 @@
 Whether the output head is tied to the embedding table is decided by the tensors rather than by the config,
 because `tie_word_embeddings` means different things in transformers 4 and 5 (see `_output_head`).
 """
+from collections.abc import Iterable, Mapping
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np

@@ -3,11 +3,11 @@
 Read here through a memory map, because the NumPy front end of the `safetensors` package does not know
 bfloat16, and written as a stream, because that package wants all tensors in memory at once.
 """
+from collections.abc import Iterable, Mapping
 import json
 import math
 import pathlib
 import struct
-from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes

@@ -1,8 +1,8 @@
 """What every checkpoint reader returns: the tensors there are, and a way to read a slice of one."""
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
 
 import numpy as np
 

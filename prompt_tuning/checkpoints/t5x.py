@@ -5,12 +5,12 @@ in that every array is opened before any is read, so that a missing folder is an
 reads a missing *chunk* as zeros, which is how it stores chunks of zeros), and in that a path can not leave
 the checkpoint.
 """
+from collections.abc import Iterator, Mapping
 import json
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -68,13 +68,14 @@ def _source(
     folder: pathlib.Path, specs: Mapping[str, Any], inline: Mapping[str, np.ndarray]
 ) -> source_lib.Source:
   """A source of arrays that TensorStore opens by `specs`, and of arrays already in memory."""
-  futures = {name: ts.open(spec, open=True, read=True) for name, spec in specs.items()}
-  arrays: dict[str, Any] = dict(inline)
-  for name, future in futures.items():
-    try:
+  futures, arrays = {}, dict(inline)
+  try:
+    for name, spec in specs.items():
+      futures[name] = ts.open(spec, open=True, read=True)
+    for name, future in futures.items():
       arrays[name] = future.result()
-    except ValueError as error:
-      raise ValueError(f'{folder}: the array of {name} cannot be opened ({error}).') from error
+  except ValueError as error:
+    raise ValueError(f'{folder}: the array of {name} cannot be opened ({error}).') from error
   if any(re.match(r'(en|de)coder/(en|de)coder/', name) for name in arrays):
     raise ValueError(f'{folder}: its layers are scanned (encoder/encoder/...); expected layers_0, layers_1, '
                      '...: export it with scan_layers=False.')

@@ -152,7 +152,7 @@ def train(
   if eval_at_start and start == 0:
     results, _ = evaluate(0)
   summary = {'metrics_before': results}
-  progress, pending, real_tokens = writers.Progress(train_steps, start), [], 0
+  progress, pending = writers.Progress(train_steps, start), []
   step, saved, stop = start, start, False
   train_began = time.monotonic()
   stream = data.prefetch(batches, partitioner.place_batch)

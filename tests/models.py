@@ -1,0 +1,73 @@
+"""Models that tests share: goldens made elsewhere, and a small random one."""
+
+import functools
+import pathlib
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning import loading
+from prompt_tuning.backbones import config as config_lib
+from prompt_tuning.backbones import t5
+from prompt_tuning.methods.base import Base
+from prompt_tuning.methods.prompt import Prompt
+from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.prompted import Prompted
+
+GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+T5X = {  # name of the reference -> checkpoint
+    't5_1_1_init': 't5x/t5x_native/checkpoint_0',
+    't5_1_0_init': 't5x/t5x_native_t5_1_0/checkpoint_0',
+    't5_1_1_trained40': 't5x/t5x_native_trained/checkpoint_40',
+}
+TINY = config_lib.from_size('t5_1_1_tiny')
+VOCAB = TINY.vocab_size
+
+
+def one_device() -> Partitioner:
+  """A mesh of one device, whatever the test session has."""
+  return Partitioner(devices=jax.devices()[:1])
+
+
+@functools.cache
+def load_golden(path: str, **kwargs) -> loading.Loaded:
+  """A golden base checkpoint with no method of interest on it, on one device."""
+  backbone = loading.Backbone(dropout_rate=0.0, **kwargs)
+  return loading.load(str(GOLDENS / path), Prompt(length=1), backbone, one_device())
+
+
+def reference(path: str) -> dict[str, np.ndarray]:
+  """Arrays of a golden `.npz`."""
+  with np.load(GOLDENS / path, allow_pickle=False) as file:
+    return dict(file)
+
+
+def batch_of(arrays, prefix='in/') -> dict[str, np.ndarray]:
+  """The model features among reference arrays."""
+  return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def tiny(length: int = 3, seed: int = 0, **kwargs):
+  """A random small T5 with a random prompt: (Prompted, frozen, trainable)."""
+  model = Prompted(t5.T5(TINY, **kwargs), Prompt(length=length))
+  frozen = nn.meta.unbox(model.backbone.init(jax.random.key(seed), tiny_batch()))['params']
+  base = Base(TINY, lambda ids: np.asarray(frozen['token_embedder']['embedding'])[np.asarray(ids)], lambda text: [3])
+  return model, frozen, model.init(jax.random.key(seed + 1), base)
+
+
+def tiny_batch(rows: int = 2, prompt: int = 0, seed: int = 0) -> dict[str, jax.Array]:
+  """Random text of 5 to 9 tokens with `prompt` virtual tokens in front, and targets of 2 to 4."""
+  rng = np.random.default_rng(seed)
+  encoder, targets = np.zeros((rows, prompt + 10), np.int32), np.zeros((rows, 5), np.int32)
+  for row in range(rows):
+    n, m = rng.integers(5, 10), rng.integers(2, 5)
+    encoder[row, :prompt] = np.arange(VOCAB, VOCAB + prompt)
+    encoder[row, prompt:prompt + n] = [*rng.integers(2, VOCAB, n - 1), 1]
+    targets[row, :m] = [*rng.integers(2, VOCAB, m - 1), 1]
+  return jax.tree.map(jnp.asarray, {
+      'encoder_input_tokens': encoder,
+      'decoder_input_tokens': np.pad(targets, [(0, 0), (1, 0)])[:, :-1],
+      'decoder_target_tokens': targets,
+      'decoder_loss_weights': (targets > 0).astype(np.float32)})
