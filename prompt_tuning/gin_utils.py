@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       '--gin_bindings', action='append', default=[], metavar='BINDING', help="the same as 'NAME = VALUE'")
   group.add_argument(
       '--gin_search_paths', default='', metavar='PATHS',
-      help='comma-separated folders to look for gin files in, after the working directory and before the configs of the package')
+      help='comma-separated folders of gin files, looked in after the working directory, before our own configs')
   group.add_argument('--tfds_data_dir', metavar='FOLDER', help='where TensorFlow Datasets are or go')
 
 

@@ -141,5 +141,6 @@ def model_info(loaded: Loaded, trainable) -> str:
   for path, x in sorted(trees.flatten(trainable).items()):
     lines.append(f'Trainable {path:<62} size {x.size:<12} shape {tuple(x.shape)}  partition spec PartitionSpec()')
   frozen, small = trees.size(nn.meta.unbox(loaded.abstract)), trees.size(trainable)
-  lines += ['', f'Frozen parameters:    {frozen}', f'Trainable parameters: {small} ({small / (frozen + small):.4%} of all)']
+  share = f'{small / (frozen + small):.4%} of all'
+  lines += ['', f'Frozen parameters:    {frozen}', f'Trainable parameters: {small} ({share})']
   return '\n'.join(lines) + '\n'

@@ -3,10 +3,10 @@
 Rows are held in memory and shuffled whole, which suits files up to some hundred megabytes.
 """
 
+from collections.abc import Mapping
 import csv
 import json
 import os
-from collections.abc import Mapping
 
 import seqio
 import tensorflow as tf

@@ -6,8 +6,8 @@ target is the label word (Raffel et al. 2020, app. D; Lester et al. 2021, sec. 3
 off; here it never gets there. Fields other than those of the format (`idx`, for one) are dropped.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+import dataclasses
 
 import seqio
 import tensorflow as tf

@@ -1,5 +1,6 @@
 """Models that tests share: goldens made elsewhere, and a small random one."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -22,8 +23,8 @@ T5X = {  # name of the reference -> checkpoint
     't5_1_0_init': 't5x/t5x_native_t5_1_0/checkpoint_0',
     't5_1_1_trained40': 't5x/t5x_native_trained/checkpoint_40',
 }
-TINY = config_lib.from_size('t5_1_1_tiny')
-VOCAB = TINY.vocab_size
+VOCAB = 256
+TINY = dataclasses.replace(config_lib.from_size('t5_1_1_tiny'), vocab_size=VOCAB)
 
 
 def one_device() -> Partitioner:
@@ -49,11 +50,20 @@ def batch_of(arrays, prefix='in/') -> dict[str, np.ndarray]:
   return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def tiny(length: int = 3, seed: int = 0, **kwargs):
+def random_params(abstract, seed: int = 0):
+  """Random parameters made by numpy: nothing to compile."""
+  rng = np.random.default_rng(seed)
+  scale = lambda shape: 1.0 if len(shape) < 2 else shape[-2] ** -0.5
+  return jax.tree.map(
+      lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32) * scale(x.shape)), abstract)
+
+
+def tiny(length: int = 3, seed: int = 0, size: str = 't5_1_1_tiny', **kwargs):
   """A random small T5 with a random prompt: (Prompted, frozen, trainable)."""
-  model = Prompted(t5.T5(TINY, **kwargs), Prompt(length=length))
-  frozen = nn.meta.unbox(model.backbone.init(jax.random.key(seed), tiny_batch()))['params']
-  base = Base(TINY, lambda ids: np.asarray(frozen['token_embedder']['embedding'])[np.asarray(ids)], lambda text: [3])
+  config = dataclasses.replace(config_lib.from_size(size), vocab_size=VOCAB)
+  model = Prompted(t5.T5(config, **kwargs), Prompt(length=length))
+  frozen = random_params(nn.meta.unbox(model.abstract_frozen()), seed)
+  base = Base(config, lambda ids: np.asarray(frozen['token_embedder']['embedding'])[np.asarray(ids)], lambda text: [3])
   return model, frozen, model.init(jax.random.key(seed + 1), base)
 
 

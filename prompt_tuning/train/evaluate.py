@@ -18,6 +18,11 @@ from prompt_tuning.train import data, writers
 def converter(dataset: data.Dataset, model: Prompted) -> features.Converter:
   """Pads a dataset's examples for a model, virtual tokens in place."""
   config, method = model.backbone.config, model.method
+  pieces = dataset.task.output_features['inputs'].vocabulary.vocab_size
+  if pieces > config.vocab_size:
+    raise ValueError(
+        f'{dataset.mixture_or_task_name} has a vocabulary of {pieces} tokens but the base model embeds '
+        f'{config.vocab_size}; ids beyond would be virtual tokens. Use a task with the vocabulary of the base.')
   return features.Converter(
       dataset.task_feature_lengths, method.place, method.virtual_tokens, config.vocab_size, config.eos_id,
       dataset.on_truncation)
@@ -43,7 +48,7 @@ class Evaluator:
     convert = converter(self.dataset, loaded.model)
     vocabulary = task.output_features['targets'].vocabulary
     targets, predictions, rows, scores = [], [], [], []
-    progress = writers.Progress(0, unit='evaluated')
+    progress = writers.Progress(unit='example')
     for examples, batch in data.eval_batches(self.dataset, convert):
       batch = loaded.partitioner.place_batch(batch)
       decoded = self._generate(trainable, loaded.frozen, batch)

@@ -83,7 +83,7 @@ def infer(
   model = PromptedModel(loaded, loaded.new_trainable(random_seed), batch_size=batch_size)
   name = pathlib.Path(input_file).stem if dataset is None else dataset.mixture_or_task_name
   rows = _read_task(dataset) if dataset else read_inputs(input_file)
-  results, failure, progress = [], None, writers.Progress(0, unit='predicted')
+  results, failure, progress = [], None, writers.Progress(unit='prediction')
   pending: list[dict] = []
 
   def flush():

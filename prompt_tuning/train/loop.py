@@ -50,6 +50,7 @@ def train(
     partitioner: Partitioner | None = None,
     loss: Callable[..., losses.Loss] = losses.compute,
     random_seed: int = 0,
+    use_hardware_rng: bool = True,
     microbatches: int = 1,
     eval_period: int = 1000,
     eval_at_start: bool = False,
@@ -68,8 +69,8 @@ def train(
     loss: `losses.compute` with its options.
     random_seed: fixes initialisation, data order and dropout.
     eval_period, save_period, log_period: in steps.
-    best_metric: 'metric' or 'task/metric' that chooses the best checkpoint; None: the mean of all metrics of the
-      first evaluated task (Lester et al. 2021 average where a task has several).
+    best_metric: 'metric' or 'task/metric' that chooses the best checkpoint; None: the mean of the first evaluated
+      task's metrics (Lester et al. 2021 average where a task has several).
     early_stopping_patience: stop after so many evaluations without a better one.
     on_start: called when everything is built, before the first step (the entry point saves the configuration).
 
@@ -126,7 +127,8 @@ def train(
   if first:
     (root / 'model-info.txt').write_text(loading.model_info(loaded, trainable))
   train_step = step_lib.make_train_step(
-      model, optimizer_, loss, dropout_seed=random_seed if backbone.dropout_rate else None, microbatches=microbatches)
+      model, optimizer_, loss, dropout_seed=random_seed if backbone.dropout_rate else None, microbatches=microbatches,
+      use_hardware_rng=use_hardware_rng)
   evaluators = [evaluate_lib.Evaluator(loaded, dataset) for dataset in eval_datasets]
   on_start()
 
@@ -199,6 +201,9 @@ def train(
       'trainable_bytes': trees.nbytes(trainable), 'frozen_bytes': trees.nbytes(frozen)}
 
 
+_DIAGNOSTICS = ('legal_label_rate',)  # metrics that say how a model fails, not how good it is
+
+
 def _name(function: Callable) -> str:
   """'adafactor' for the optimizer that `adafactor(...)` made."""
   return function.__qualname__.split('.')[0]
@@ -208,7 +213,7 @@ def _choose(results: Mapping[str, Mapping[str, float]], best_metric: str | None)
   """The number that decides which checkpoint is best."""
   metrics = next(iter(results.values()))
   if best_metric is None:
-    return float(np.mean(list(metrics.values())))
+    return float(np.mean([value for name, value in metrics.items() if name not in _DIAGNOSTICS]))
   task, slash, name = best_metric.rpartition('/')
   metrics = results.get(task, {}) if slash else metrics
   if name not in metrics:

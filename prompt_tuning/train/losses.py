@@ -4,8 +4,7 @@ The loss is a sum over target tokens; z-loss is part of it; the entropy of the s
 that a perfect prediction costs 0. See `normalizer` for what the sum is divided by.
 """
 
-from typing import NamedTuple
-
+from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -14,14 +13,19 @@ from prompt_tuning.types import Array, Batch
 SPECIAL_NORMALIZERS = ('NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS', 'AVERAGE_PER_SEQUENCE')
 
 
-class Loss(NamedTuple):
-  """Sums over the batch; `total` includes `z_loss`, and `total / normalizer` is minimised."""
+class Loss(struct.PyTreeNode):
+  """Sums over the batch, which add up over microbatches; `total / normalizer` is minimised."""
 
-  total: Array
+  total: Array  # includes `z_loss`
   z_loss: Array
-  normalizer: Array
+  weight: Array  # what the total is divided by, unless that is a constant
   correct: Array  # target tokens predicted right
   tokens: Array  # target tokens with a weight
+  constant: float | None = struct.field(pytree_node=False, default=None)  # does not add up
+
+  @property
+  def normalizer(self) -> Array | float:
+    return self.weight if self.constant is None else self.constant
 
 
 def token_loss(logits: Array, targets: Array, label_smoothing: float = 0.0, z_loss: float = 0.0):
@@ -52,7 +56,7 @@ def compute(
     ValueError: an unknown name of a normalizing factor.
   """
   weights = batch['decoder_loss_weights']
-  tokens = jnp.sum(weights)
+  tokens, constant = jnp.sum(weights), None
   if isinstance(normalizing_factor, str):
     if normalizing_factor == 'NUM_REAL_TARGET_TOKENS':
       normalizer = tokens
@@ -66,7 +70,7 @@ def compute(
           f'LOSS_NORMALIZING_FACTOR={normalizing_factor!r}; expected None, a number or one of '
           + ', '.join(SPECIAL_NORMALIZERS))
   else:
-    normalizer = jnp.float32(normalizing_factor or 1.0)
+    normalizer, constant = tokens, float(normalizing_factor or 1.0)
   loss, z = token_loss(logits, batch['decoder_target_tokens'], label_smoothing, z_loss)
   correct = (jnp.argmax(logits, axis=-1) == batch['decoder_target_tokens']) * (weights > 0)
-  return Loss(jnp.sum(loss * weights), jnp.sum(z * weights), normalizer, jnp.sum(correct), tokens)
+  return Loss(jnp.sum(loss * weights), jnp.sum(z * weights), normalizer, jnp.sum(correct), tokens, constant)

@@ -81,7 +81,8 @@ def writable_folder(path: str, macro: str) -> pathlib.Path:
 class Progress:
   """One line of progress: rewritten in place on a terminal, else a new line every few seconds."""
 
-  def __init__(self, total: int, done: int = 0, every: float = 5.0, unit: str = 'step'):
+  def __init__(self, total: int | None = None, done: int = 0, every: float = 5.0, unit: str = 'step'):
+    """`total`: None where it is not known beforehand; then no time left is shown."""
     self._total, self._unit = total, unit
     self._terminal = sys.stderr.isatty()
     self._every = 0.5 if self._terminal else every
@@ -100,12 +101,13 @@ class Progress:
       return
     self._shown = now
     seconds = max(now - self._began, 1e-9)
-    left = (self._total - done) * seconds / max(done - self._first, 1)
-    parts = [f'{self._unit} {done}/{self._total}']
+    rate = (done - self._first) / seconds
+    parts = [f'{self._unit} {done}' + (f'/{self._total}' if self._total else '')]
     parts += [f'{name} {value:.4g}' for name, value in values.items()]
     parts += [f'{n / seconds:.4g} {name}/s' for name, n in self._counts.items()]
-    parts += [f'eta {clock(left)}']
-    end = '\r' if self._terminal and done < self._total else '\n'
+    parts += [f'{rate:.3g} {self._unit}s/s'] if not self._counts else []
+    parts += [f'eta {clock((self._total - done) / max(rate, 1e-9))}'] if self._total else []
+    end = '\r' if self._terminal and not force else '\n'
     print('  '.join(parts).ljust(100 if self._terminal else 0), end=end, file=sys.stderr, flush=True)
 
 

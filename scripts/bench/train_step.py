@@ -1,0 +1,406 @@
+"""Measures one training step of prompt tuning, alone or beside Hugging Face PEFT.
+
+Every contender runs in a process of its own, started anew for each row, on the same sizes, the same tokens and the
+same allocator settings. They take turns step by step (A B C A B C ...) and only one computes at a time, so that
+other load on the machine or a drifting clock hits them all alike. A step is forward, loss, backward and AdamW's
+update of the prompt; the frozen model has random weights and its dropout on. A row of the table is a model and
+its lengths: B rows of S text tokens behind P virtual ones, and T target tokens, no padding.
+
+  python scripts/bench/train_step.py --rows=small20
+  python scripts/bench/train_step.py --peer --peer_python=PEER_ENV/bin/python   # needs prompt_tuning[parity] there
+
+FLOPs are counted as 4 x parameters x tokens (2 forward, 2 for the gradient of activations: frozen weights have
+none of their own), and beside that by XLA, which also sees attention scores. Utilisation is the analytic count per
+second over what a float32 product of matrices reaches in the same process. Progress goes to stderr, the table to
+stdout, and the last line of stdout is JSON with every figure.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Only the standard library, numpy and the size table up here: the peer's interpreter, which need not have JAX,
+# imports `serve`, `Row` and `tokens` from this file.
+
+ALLOCATOR = {  # keep freed memory: without it both contenders spend much of a step in page faults
+    'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '68719476736', 'MALLOC_TOP_PAD_': '268435456'}
+GEMM = (2848, 768, 2048)  # [m, k] x [k, n]: an encoder MLP product of the row `base100`
+GEMM_SECONDS = 2.0  # how long that product is repeated
+LEARNING_RATE = 0.01
+PEER_DTYPES = ('float32', 'bfloat16')
+PAUSE = 0.1  # seconds between two contenders' turns, for the threads of the one before to fall asleep
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What is measured: a size name and lengths, see the dimension legend in `prompt_tuning/types.py`."""
+
+  model: str
+  B: int
+  S: int  # text tokens, the prompt not counted
+  P: int
+  T: int
+
+  @property
+  def encoder_length(self) -> int:
+    """Prompt and text."""
+    return self.P + self.S
+
+
+ROWS = {
+    'small20': Row('t5_1_1_small', B=8, S=128, P=20, T=8),
+    'small100': Row('t5_1_1_small', B=8, S=128, P=100, T=8),
+    'base100': Row('t5_1_1_base', B=8, S=256, P=100, T=8),
+    'tiny': Row('t5_1_1_tiny', B=2, S=16, P=4, T=4),  # to try the script out
+}
+DEFAULT_ROWS = ('small20', 'small100', 'base100')
+
+
+def tokens(row: Row, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """The batch, the same for every contender: text ids [B, S] and targets [B, T], no padding or end among them."""
+  rng = np.random.default_rng(0)
+  draw = lambda length: rng.integers(2, vocab_size, (row.B, length), np.int32)
+  return draw(row.S), draw(row.T)
+
+
+def analytic_flops(config, row: Row) -> int:
+  """4 x parameters x the tokens each of them sees, of a `BackboneConfig`; attention scores are not counted.
+
+  The encoder sees B (P + S) tokens, and so do the keys and values of cross-attention; the rest of the decoder and
+  the LM head see B T. Norms, biases of positions and the lookup of embeddings are no products and left out.
+  """
+  joined = config.num_heads * config.head_dim
+  attention = 4 * config.d_model * joined  # query, key, value, output
+  mlp = (len(config.mlp_activations) + 1) * config.d_model * config.d_ff
+  cross_kv = config.decoder_layers * 2 * config.d_model * joined
+  encoder = config.encoder_layers * (attention + mlp)
+  decoder = config.decoder_layers * (2 * attention + mlp) - cross_kv + config.d_model * config.vocab_size
+  return 4 * row.B * ((encoder + cross_kv) * row.encoder_length + decoder * row.T)
+
+
+# --- A contender, in its worker process.
+
+
+class Contender(NamedTuple):
+  """One way to do the step.
+
+  Attributes:
+    step: does one, waits for it and returns its loss.
+    gemm: (m, k, n) -> a function that does that matrix product once and waits for it.
+    figures: what is known once it is built.
+  """
+
+  step: Callable[[], float]
+  gemm: Callable[[int, int, int], Callable[[], object]]
+  figures: dict[str, Any]
+
+
+def serve(build: Callable[[dict[str, Any]], Contender]) -> None:
+  """Answers requests, a JSON object {name: value} a line on stdin, each with a line of JSON on stdout, until EOF.
+
+  {"build": settings} -> the contender's figures, after one step to warm up;
+  {"step": n} -> {"seconds": [...], "losses": [...], "peak_memory_gb": x};
+  {"gemm": s} -> FLOP/s of each product done within s seconds, at least one.
+  """
+  replies = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)  # whatever a library prints must not end up among the replies
+  contender = None
+  for line in sys.stdin:
+    [(request, value)] = json.loads(line).items()
+    if request == 'build':
+      began = time.perf_counter()
+      contender = build(value)
+      loss = contender.step()
+      reply = {**contender.figures, 'build_seconds': time.perf_counter() - began, 'loss_first': loss}
+    elif request == 'step':
+      seconds, losses = zip(*(_timed(contender.step) for _ in range(value)), strict=True)
+      reply = {'seconds': seconds, 'losses': losses, 'peak_memory_gb': peak_memory() / 1e9}
+    elif request == 'gemm':
+      product = contender.gemm(*GEMM)
+      product()
+      reply, until = [], time.perf_counter() + value
+      while not reply or time.perf_counter() < until:
+        reply.append(2 * math.prod(GEMM) / _timed(product)[0])
+    else:
+      raise ValueError(f'Unknown request {request!r}; expected build, step or gemm.')
+    print(json.dumps(reply), file=replies, flush=True)
+
+
+def _timed(function):
+  """(seconds, result)."""
+  began = time.perf_counter()
+  result = function()
+  return time.perf_counter() - began, result
+
+
+def cpu() -> dict[str, Any]:
+  """What of the processor decides the times; bfloat16 without its instructions is a hundred times slower."""
+  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  known = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in lines)}
+  flags = known.get('flags', known.get('Features', '')).split()
+  return {
+      'name': known.get('model name', 'unknown'), 'cores': len(os.sched_getaffinity(0)),
+      'bfloat16': [flag for flag in flags if 'bf16' in flag]}
+
+
+def peak_memory() -> int:
+  """Bytes: the most this process has had in memory at once (VmHWM of Linux)."""
+  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+    if line.startswith('VmHWM:'):
+      return int(line.split()[1]) * 1024
+  raise OSError('/proc/self/status has no line VmHWM; the benchmark needs Linux to measure peak memory.')
+
+
+def build_ours(settings: dict[str, Any]) -> Contender:
+  """This package's step, compiled. The time to trace and lower is Python's, the time to compile XLA's."""
+  import jax
+
+  from prompt_tuning import loading, trees
+  from prompt_tuning.methods.prompt import Prompt
+  from prompt_tuning.partitioning import Partitioner
+  from prompt_tuning.train import losses, optim
+  from prompt_tuning.train import step as step_lib
+
+  jax.config.update('jax_enable_compilation_cache', False)
+  device, row, dropout = jax.devices()[0], Row(**settings['row']), settings['dropout']
+  scan = device.platform != 'cpu' if settings['scan'] is None else settings['scan']
+  partitioner = Partitioner(devices=[device])
+  backbone = loading.Backbone(size=row.model, dropout_rate=dropout, scan=True)  # the fastest to initialise
+  loaded = loading.load(None, Prompt(length=row.P), backbone, partitioner)
+  optimizer = optim.adamw()(optim.constant(LEARNING_RATE))
+  trainable = loaded.new_trainable(0)
+  state = partitioner.replicate(step_lib.init_state(trainable, optimizer))
+  encoder, targets = tokens(row, loaded.config.vocab_size)
+  batch = partitioner.place_batch({
+      'encoder_input_tokens': np.stack([loaded.model.method.place(x, loaded.config.vocab_size) for x in encoder]),
+      'decoder_input_tokens': np.pad(targets, [(0, 0), (1, 0)])[:, :-1],
+      'decoder_target_tokens': targets,
+      'decoder_loss_weights': np.ones(targets.shape, np.float32)})
+
+  def lower(scan):
+    module = dataclasses.replace(backbone, scan=scan).module(loaded.config)
+    model = dataclasses.replace(loaded.model, backbone=module)
+    loss = lambda logits, batch: losses.compute(logits, batch, normalizing_factor='NUM_REAL_TARGET_TOKENS')
+    train_step = step_lib.make_train_step(model, optimizer, loss, dropout_seed=0 if dropout else None)
+    return train_step.lower(state, loaded.frozen, batch)
+
+  lower_seconds, lowered = _timed(lambda: lower(scan))
+  compile_seconds, compiled = _timed(lowered.compile)
+  counted = lower(scan=False) if scan else lowered  # XLA counts the body of a loop once
+
+  def step() -> float:
+    nonlocal state
+    state, metrics = compiled(state, loaded.frozen, batch)
+    jax.block_until_ready(state)
+    return float(metrics['loss'])
+
+  def gemm(m, k, n):
+    a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+    a, b = jax.device_put((a, b), device)
+    dot = jax.jit(jax.numpy.dot)
+    return lambda: dot(a, b).block_until_ready()
+
+  return Contender(step, gemm, {
+      'platform': device.platform, 'dtype': backbone.dtype, 'scan': scan, 'versions': {'jax': jax.__version__},
+      'trainable_parameters': trees.size(trainable), 'frozen_parameters': trees.size(loaded.frozen),
+      'lower_seconds': lower_seconds, 'compile_seconds': compile_seconds,
+      'flops_xla': counted.cost_analysis()['flops']})
+
+
+# --- The parent: starts the workers, gives them their turns, reports.
+
+
+class Worker:
+  """A contender's process; a context manager that ends it."""
+
+  def __init__(self, name: str, command: Sequence[str]):
+    self.name = name
+    try:
+      self._process = subprocess.Popen(
+          command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ALLOCATOR})
+    except OSError as error:
+      raise RuntimeError(f'Cannot start the worker {name!r} with {command[0]!r}: {error.strerror}. '
+                         '--peer_python must be a Python interpreter.') from error
+
+  def ask(self, request: str, value):
+    """Sends one request and waits for its reply.
+
+    Raises:
+      RuntimeError: the worker ended instead.
+    """
+    with contextlib.suppress(BrokenPipeError):
+      print(json.dumps({request: value}), file=self._process.stdin, flush=True)
+    if not (line := self._process.stdout.readline()):
+      raise RuntimeError(f'The worker {self.name!r} ended with exit code {self._process.wait()} when asked to '
+                         f'{request}; why is in its messages above.')
+    return json.loads(line)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._process.kill()
+    self._process.communicate()
+
+
+def measure(row: Row, settings: dict[str, Any], commands: dict[str, Sequence[str]], steps: int) -> dict[str, Any]:
+  """All figures of a row: {contender: {figure: value}} with `ratio` and `paired_ratio` of ours over each peer.
+
+  Args:
+    settings: what every worker is built with, besides the row.
+    commands: contender -> the command of its worker; 'ours' comes first.
+    steps: turns of one step that each contender gets.
+
+  Raises:
+    RuntimeError: a worker failed, a loss is not finite, or the contenders are not the same model.
+  """
+  from prompt_tuning.backbones import config as config_lib
+  config = config_lib.from_size(row.model)
+  settings = {**settings, 'row': dataclasses.asdict(row), 'config': dataclasses.asdict(config)}
+  with contextlib.ExitStack() as stack:
+    workers, figures = {}, {}
+    for name, command in commands.items():
+      _tell(f'  building {name}')
+      workers[name] = stack.enter_context(Worker(name, command))
+      figures[name] = workers[name].ask('build', settings)
+    turns = {name: [] for name in workers}
+    for i in range(steps):
+      for name, worker in workers.items():
+        time.sleep(PAUSE)
+        turns[name].append(worker.ask('step', 1))
+      _tell(f'  step {i + 1} of {steps}: ' + ', '.join(f'{name} {turn[-1]["seconds"][0]:.3f} s'
+                                                       for name, turn in turns.items()))
+    gemms = {name: worker.ask('gemm', GEMM_SECONDS) for name, worker in workers.items()}
+  flops = analytic_flops(config, row)
+  for name, figure in figures.items():
+    seconds, losses = ([turn[key][0] for turn in turns[name]] for key in ('seconds', 'losses'))
+    median, gemm = statistics.median(seconds), statistics.median(gemms[name])
+    figure.update(
+        step_seconds=seconds, step_seconds_median=median, step_seconds_min=min(seconds), loss_last=losses[-1],
+        losses_finite=all(map(math.isfinite, losses)), peak_memory_gb=turns[name][-1]['peak_memory_gb'],
+        flops_per_second=flops / median, gemm_flops_per_second=gemm, utilisation=flops / median / gemm)
+    ours = figures['ours']
+    figure['ratio'] = ours['step_seconds_median'] / median
+    figure['paired_ratio'] = statistics.median(
+        a / b for a, b in zip(ours['step_seconds'], seconds, strict=True))
+  _check(figures, row.P * config.d_model)
+  return {**dataclasses.asdict(row), 'flops_analytic': flops, 'contenders': figures}
+
+
+def _check(figures: dict[str, dict[str, Any]], trainable: int) -> None:
+  """Raises RuntimeError where the contenders have not done the same, sound work."""
+  for name, figure in figures.items():
+    if not figure['losses_finite']:
+      raise RuntimeError(f'The loss of {name} is not finite; its times mean nothing.')
+    if figure['trainable_parameters'] != trainable:
+      raise RuntimeError(f'{name} trains {figure["trainable_parameters"]} parameters; expected P x D = {trainable}.')
+    if figure['frozen_parameters'] != (ours := figures['ours']['frozen_parameters']):
+      raise RuntimeError(f'{name} has {figure["frozen_parameters"]} frozen parameters and ours {ours}; they must be '
+                         'the same model.')
+    if (platform := figures['ours']['platform']) != figure['platform']:
+      raise RuntimeError(f'{name} runs on a {figure["platform"]} and ours on a {platform}: set JAX_PLATFORMS=cpu.')
+
+
+COLUMNS = ('row', 'contender', 'median s', 'min s', 'ours/this', 'paired', 'memory GB', 'lower s', 'compile s',
+           'GFLOP/s', 'GEMM', 'utilisation', 'XLA/analytic', 'loss first', 'last')
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+  """The figures of `measure` as aligned text, a line a contender."""
+  lines = [COLUMNS]
+  for row, result in rows.items():
+    for name, f in result['contenders'].items():
+      number = lambda key, digits, scale=1.0, f=f: f'{f[key] * scale:.{digits}f}' if key in f else ''
+      lines.append((
+          row, name, number('step_seconds_median', 3), number('step_seconds_min', 3), number('ratio', 2),
+          number('paired_ratio', 2), number('peak_memory_gb', 2), number('lower_seconds', 1),
+          number('compile_seconds', 1), number('flops_per_second', 1, 1e-9), number('gemm_flops_per_second', 1, 1e-9),
+          number('utilisation', 2), number('flops_xla', 2, 1 / result['flops_analytic']),
+          number('loss_first', 2), number('loss_last', 2)))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  justify = lambda i, cell: cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i])
+  return '\n'.join('  '.join(justify(i, cell) for i, cell in enumerate(line)).rstrip() for line in lines)
+
+
+def _tell(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _names(choices: Sequence[str]) -> Callable[[str], list[str]]:
+  """An argparse type: a comma-separated list of some of `choices`."""
+  def parse(text: str) -> list[str]:
+    names = text.split(',')
+    if unknown := sorted(set(names) - set(choices)):
+      raise argparse.ArgumentTypeError(f'there is no {", ".join(map(repr, unknown))}; choose of {", ".join(choices)}')
+    return names
+  return parse
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+      epilog='rows:\n' + '\n'.join(
+          f'  {name:<9} {row.model}, B={row.B} S={row.S} P={row.P} T={row.T}' for name, row in ROWS.items()))
+  parser.add_argument('--rows', type=_names(list(ROWS)), default=list(DEFAULT_ROWS), metavar='ROW,...',
+                      help=f'which rows to measure, see below (default: {",".join(DEFAULT_ROWS)})')
+  parser.add_argument('--steps', type=int, default=7, metavar='N',
+                      help='timed steps of each contender, after one to warm up (default: %(default)s)')
+  parser.add_argument('--dropout', type=float, default=0.1, metavar='RATE',
+                      help="the frozen model's dropout rate, of every contender (default: %(default)s)")
+  parser.add_argument('--scan', action=argparse.BooleanOptionalAction,
+                      help='ours: compile one layer and loop, or unroll the layers (default: unroll on a CPU only)')
+  parser.add_argument('--peer', type=_names(PEER_DTYPES), nargs='?', default=[], const=list(PEER_DTYPES),
+                      metavar='DTYPE,...',
+                      help='measure PEFT too, in these dtypes (default: none; without a value: '
+                      f'{",".join(PEER_DTYPES)}). On a CPU without bfloat16 instructions that one takes minutes a '
+                      'step: say --peer=float32')
+  parser.add_argument('--peer_python', default=sys.executable, metavar='FILE',
+                      help='Python interpreter of an environment with torch, transformers and peft (default: this one)')
+  parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)  # how the parent starts `ours`
+  arguments = parser.parse_args(argv)
+  if arguments.steps < 1:
+    parser.error(f'--steps={arguments.steps}: at least one step is needed')
+  if not 0 <= arguments.dropout < 1:
+    parser.error(f'--dropout={arguments.dropout}: expected a rate in [0, 1)')
+  return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  arguments = _arguments(argv)
+  if arguments.worker:
+    serve(build_ours)
+    return 0
+  here = pathlib.Path(__file__).resolve()
+  commands = {'ours': [sys.executable, str(here), '--worker']}
+  for dtype in arguments.peer:
+    commands[f'peft {dtype}'] = [arguments.peer_python, str(here.with_name('peft_step.py')), dtype]
+  settings, rows = {'dropout': arguments.dropout, 'scan': arguments.scan}, {}
+  load = os.getloadavg()[0]
+  for name in arguments.rows:
+    _tell(f'{name}: {ROWS[name]}')
+    try:
+      rows[name] = measure(ROWS[name], settings, commands, arguments.steps)
+    except RuntimeError as error:
+      _tell(f'ERROR: {error}')
+      return 1
+  print(table(rows))
+  print(json.dumps({
+      'benchmark': 'train_step', 'cpu': cpu(), 'load_average_before': load, 'allocator': ALLOCATOR, 'gemm': GEMM,
+      'steps': arguments.steps, 'dropout': arguments.dropout, 'rows': rows}))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
