@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import importlib
 import os
 import pathlib
+import re
 import sys
 import time
 import traceback
@@ -32,13 +33,14 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def run(command: str, argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code. Errors of the user's making are one message."""
-  from prompt_tuning import gin_utils
   try:
     return _run(command, argv)
   except Exception as error:
     if not _ours(error):
       raise
-    return gin_utils.fail(error)
+    message = re.split(r'\n\s*In call to configurable', str(error))[0]  # gin adds where it was called from
+    print(f'prompt-tuning {command}: {message}', file=sys.stderr)
+    return 1
 
 
 def _run(command: str, argv: Sequence[str]) -> int:

@@ -79,6 +79,11 @@ class PromptedModel:
     return [[(piece(int(i)), float(c)) for i, c in zip(row, values, strict=True)]
             for row, values in zip(np.asarray(ids), np.asarray(cosine), strict=True)]
 
+  def _rows(self, n: int) -> int:
+    """Rows are rounded up to a power of two for each data-parallel device, to compile few shapes."""
+    devices = self._loaded.partitioner.mesh.shape['data']
+    return min(self._batch_size, devices * (1 << max(0, -(-n // devices) - 1).bit_length()))
+
   def _by_length(self, texts, targets, run) -> list[tuple]:
     """Runs batches of texts of similar length through `run` and returns its rows in the order given."""
     encode, config = self._loaded.tokenizer.encode, self._loaded.config
@@ -92,7 +97,7 @@ class PromptedModel:
       some = [examples[i] for i in chosen]
       lengths = {name: _bucket(max(len(e[name]) for e in some)) for name in ('inputs', 'targets')}
       convert = features.Converter(lengths, method.place, method.virtual_tokens, config.vocab_size, config.eos_id)
-      batch = self._loaded.partitioner.place_batch(convert(some, self._batch_size))
+      batch = self._loaded.partitioner.place_batch(convert(some, self._rows(len(some))))
       columns = [np.asarray(x) for x in run(batch)]
       for row, i in enumerate(chosen):
         rows[i] = tuple(column[row] for column in columns)

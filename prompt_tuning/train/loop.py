@@ -53,7 +53,7 @@ def train(
     use_hardware_rng: bool = True,
     microbatches: int = 1,
     eval_period: int = 1000,
-    eval_at_start: bool = False,
+    eval_initial: bool = False,
     save_period: int = 1000,
     log_period: int = 10,
     keep: int = 1,
@@ -69,13 +69,15 @@ def train(
     loss: `losses.compute` with its options.
     random_seed: fixes initialisation, data order and dropout.
     eval_period, save_period, log_period: in steps.
+    eval_initial: evaluate the untrained method too (at the end, so that training begins at once), as step 0.
     best_metric: 'metric' or 'task/metric' that chooses the best checkpoint; None: the mean of the first evaluated
       task's metrics (Lester et al. 2021 average where a task has several).
     early_stopping_patience: stop after so many evaluations without a better one.
     on_start: called when everything is built, before the first step (the entry point saves the configuration).
 
   Returns:
-    Summary: last step, last and best metrics, seconds.
+    What `summary.json` holds: last and best step, metrics before and after, seconds (of training alone, and of
+    everything), bytes of what is trained and of what is frozen.
 
   Raises:
     NonFiniteLossError: with the range of steps.
@@ -132,17 +134,17 @@ def train(
   evaluators = [evaluate_lib.Evaluator(loaded, dataset) for dataset in eval_datasets]
   on_start()
 
-  def evaluate(step: int) -> tuple[dict[str, dict[str, float]], float | None]:
+  def evaluate(step: int, trainable) -> dict[str, dict[str, float]]:
     results = {}
     for evaluator in evaluators:
       name = evaluator.dataset.mixture_or_task_name
-      metrics, rows = evaluator(state.trainable)
+      metrics, rows = evaluator(trainable)
       results[name] = metrics
       writer.write(step, f'inference_eval/{name}', **metrics)
       if first:
         writers.write_lines(root / 'inference_eval' / f'{name}-{step}.jsonl', rows)
       tell(f'step {step}  {name}  ' + '  '.join(f'{k} {v:.4f}' for k, v in metrics.items()))
-    return results, _choose(results, best_metric) if results else None
+    return results
 
   def save(step: int, metric: float | None = None) -> None:
     prompt = state.trainable.get('prompt', {}).get('embedding')
@@ -151,15 +153,13 @@ def train(
 
   # --- The loop.
   results = {}
-  if eval_at_start and start == 0:
-    results, _ = evaluate(0)
-  summary = {'metrics_before': results}
   progress, pending = writers.Progress(train_steps, start), []
   step, saved, stop = start, start, False
-  train_began = time.monotonic()
+  train_seconds = 0.0
   stream = data.prefetch(batches, partitioner.place_batch)
   try:
     while step < train_steps and not stop:
+      tick = time.monotonic()
       batch, position = next(stream)
       state, metrics = train_step(state, frozen, batch)
       step += 1
@@ -179,14 +179,19 @@ def train(
                      **{'non_padding_fraction/encoder': real / padded})
         progress.show(step, {k: log[k] for k in ('loss', 'accuracy')}, force=step == train_steps)
         pending = []
+      train_seconds += time.monotonic() - tick
       metric = None
       if evaluating and not stop:
-        results, metric = evaluate(step)
+        began_evaluating = time.monotonic()
+        results = evaluate(step, state.trainable)
+        progress.pause(time.monotonic() - began_evaluating)
+        metric = _choose(results, best_metric)
         best, waited = (metric, 0) if metric > best else (best, waited + 1)
         stop = early_stopping_patience is not None and waited >= early_stopping_patience
       if saving:
         save(step, metric)
         saved = step
+    before = evaluate(0, loaded.new_trainable(random_seed)) if eval_initial and not preemption.requested else None
   finally:
     stream.close()
     writer.close()
@@ -195,10 +200,13 @@ def train(
     tell(f'SIGTERM: stopped after step {step}; start again with the same flags to go on')
   if report := converter.report():
     tell(f'train: {report}')
-  return {
-      **summary, 'step': step, 'metrics': results, 'best_step': checkpoints.best,
-      'train_seconds': time.monotonic() - train_began, 'total_seconds': time.monotonic() - began,
+  summary = {
+      'step': step, 'best_step': checkpoints.best, 'metrics_before': before, 'metrics': results,
+      'train_seconds': train_seconds, 'total_seconds': time.monotonic() - began,
       'trainable_bytes': trees.nbytes(trainable), 'frozen_bytes': trees.nbytes(frozen)}
+  if first:
+    writers.write_json(root / 'summary.json', summary)
+  return summary
 
 
 _DIAGNOSTICS = ('legal_label_rate',)  # metrics that say how a model fails, not how good it is

@@ -94,6 +94,10 @@ class Progress:
     for name, n in counts.items():
       self._counts[name] = self._counts.get(name, 0) + n
 
+  def pause(self, seconds: float) -> None:
+    """Leaves time spent on something else out of the rates."""
+    self._began += seconds
+
   def show(self, done: int, values: Mapping[str, float], force: bool = False) -> None:
     """Shows `done` of the total with rates, time left and `values`, if it is time."""
     now = time.monotonic()

@@ -1,13 +1,13 @@
 """The peer of `train_step.py`: a worker that does the same step with Hugging Face PEFT, on the CPU.
 
-At its best: every core, `set_float32_matmul_precision('medium')`, torch's fused attention (`sdpa`, Transformers'
-default, as fast as `eager` here), no cache of keys and values, no gradient checkpointing; in bfloat16, all
-parameters are. Started by `train_step.py --peer`; imports nothing of ours but the worker's side of the protocol, so
-that torch may live in an environment of its own.
+At its best: every core, `set_float32_matmul_precision('medium')`, torch's fused attention (`sdpa`, the
+default of Transformers, as fast as `eager` here), no cache of keys and values, no gradient checkpointing; in
+bfloat16, all parameters are. Started by `train_step.py --peer`; imports nothing of ours but the worker's side
+of the protocol, so that torch may live in an environment of its own.
 
-Random weights are Transformers' own, except the LM head's. Transformers 5 ties that to the embedding table until a
-checkpoint brings one of its own, and draws it with scale 1, which makes logits whose softmax underflows to denormal,
-slow numbers: here it is a matrix of its own, with our scale of 1/sqrt(D).
+Random weights are Transformers' own, except the LM head's. Transformers 5 ties that to the embedding table
+until a checkpoint brings one, and draws it with scale 1, which makes logits whose softmax underflows to
+denormal, slow numbers: here it is a matrix of its own, with our scale of 1/sqrt(D).
 """
 
 import os
@@ -22,20 +22,23 @@ try:
   import torch
   import transformers
 except ImportError as error:
-  sys.exit(f"The peer needs {error.name!r}: run pip install 'prompt_tuning[parity]', or give --peer_python the "
-           'interpreter of an environment that has it.')
+  sys.exit(
+      f"The peer needs {error.name!r}: run pip install 'prompt_tuning[parity]', or give --peer_python the "
+      'interpreter of an environment that has it.')
 
 
 def model(config: dict[str, Any], length: int, dropout: float, dtype: torch.dtype) -> peft.PeftModel:
-  """A T5 of our `BackboneConfig` as a dictionary, frozen, with a soft prompt [length, D] before the encoder input."""
+  """A frozen T5 of our `BackboneConfig` (a dictionary) with a soft prompt [length, D] before its input."""
   t5_config = transformers.T5Config(
-      vocab_size=config['vocab_size'], d_model=config['d_model'], d_kv=config['head_dim'], d_ff=config['d_ff'],
-      num_heads=config['num_heads'], num_layers=config['encoder_layers'], num_decoder_layers=config['decoder_layers'],
+      vocab_size=config['vocab_size'], d_model=config['d_model'], d_kv=config['head_dim'],
+      d_ff=config['d_ff'],
+      num_heads=config['num_heads'], num_layers=config['encoder_layers'],
+      num_decoder_layers=config['decoder_layers'],
       relative_attention_num_buckets=config['relpos_buckets'],
       relative_attention_max_distance=config['relpos_max_distance'], dropout_rate=dropout,
       feed_forward_proj='gated-gelu' if len(config['mlp_activations']) == 2 else 'relu',
-      tie_word_embeddings=config['tied_embeddings'], pad_token_id=config['pad_id'], eos_token_id=config['eos_id'],
-      decoder_start_token_id=config['pad_id'], attn_implementation='sdpa')
+      tie_word_embeddings=config['tied_embeddings'], pad_token_id=config['pad_id'],
+      eos_token_id=config['eos_id'], decoder_start_token_id=config['pad_id'], attn_implementation='sdpa')
   t5 = transformers.T5ForConditionalGeneration(t5_config)
   if not config['tied_embeddings']:
     head = torch.randn(config['vocab_size'], config['d_model']) * config['d_model'] ** -0.5

@@ -1,18 +1,21 @@
 """Measures one training step of prompt tuning, alone or beside Hugging Face PEFT.
 
-Every contender runs in a process of its own, started anew for each row, on the same sizes, the same tokens and the
-same allocator settings. They take turns step by step (A B C A B C ...) and only one computes at a time, so that
-other load on the machine or a drifting clock hits them all alike. A step is forward, loss, backward and AdamW's
-update of the prompt; the frozen model has random weights and its dropout on. A row of the table is a model and
-its lengths: B rows of S text tokens behind P virtual ones, and T target tokens, no padding.
+Every contender runs in a process of its own, started anew for each row, on the same sizes, the same tokens
+and the same allocator settings. They take turns step by step (A B C A B C ...) and only one computes at a
+time, so that other load on the machine or a drifting clock hits them all alike. A step is forward, loss,
+backward and AdamW's update of the prompt; the frozen model has random weights and its dropout on. A row of
+the table is a model and its lengths: B rows of S text tokens behind P virtual ones, and T target tokens, no
+padding.
 
   python scripts/bench/train_step.py --rows=small20
-  python scripts/bench/train_step.py --peer --peer_python=PEER_ENV/bin/python   # needs prompt_tuning[parity] there
+  python scripts/bench/train_step.py --peer --peer_python=ENV/bin/python   # an ENV with prompt_tuning[parity]
 
-FLOPs are counted as 4 x parameters x tokens (2 forward, 2 for the gradient of activations: frozen weights have
-none of their own), and beside that by XLA, which also sees attention scores. Utilisation is the analytic count per
-second over what a float32 product of matrices reaches in the same process. Progress goes to stderr, the table to
-stdout, and the last line of stdout is JSON with every figure.
+FLOPs are counted as 4 x parameters x tokens (2 forward, 2 for the gradient of activations: frozen weights
+have none of their own), and beside that by XLA, which also sees attention scores. Utilisation is the analytic
+count per second over what a matrix product of the same dtype reaches in the same process. Peak memory is the
+most a process ever held, compilation included. Progress goes to stderr, the table to stdout, and the last
+line of stdout is JSON with every figure; 'ratio' is our median over the contender's, 'paired_ratio' the
+median of the ratios of each turn.
 """
 
 import argparse
@@ -31,8 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Only the standard library, numpy and the size table up here: the peer's interpreter, which need not have JAX,
-# imports `serve`, `Row` and `tokens` from this file.
+# Only the standard library and numpy up here: the peer's interpreter, which may have no JAX, imports it too.
 
 ALLOCATOR = {  # keep freed memory: without it both contenders spend much of a step in page faults
     'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '68719476736', 'MALLOC_TOP_PAD_': '268435456'}
@@ -69,7 +71,7 @@ DEFAULT_ROWS = ('small20', 'small100', 'base100')
 
 
 def tokens(row: Row, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """The batch, the same for every contender: text ids [B, S] and targets [B, T], no padding or end among them."""
+  """The batch, the same for every contender: text ids [B, S] and targets [B, T], no padding among them."""
   rng = np.random.default_rng(0)
   draw = lambda length: rng.integers(2, vocab_size, (row.B, length), np.int32)
   return draw(row.S), draw(row.T)
@@ -78,8 +80,8 @@ def tokens(row: Row, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 def analytic_flops(config, row: Row) -> int:
   """4 x parameters x the tokens each of them sees, of a `BackboneConfig`; attention scores are not counted.
 
-  The encoder sees B (P + S) tokens, and so do the keys and values of cross-attention; the rest of the decoder and
-  the LM head see B T. Norms, biases of positions and the lookup of embeddings are no products and left out.
+  The encoder sees B (P + S) tokens, and so do the keys and values of cross-attention; the rest of the decoder
+  and the LM head see B T. Norms, position biases and the lookup of embeddings are no products and left out.
   """
   joined = config.num_heads * config.head_dim
   attention = 4 * config.d_model * joined  # query, key, value, output
@@ -108,7 +110,7 @@ class Contender(NamedTuple):
 
 
 def serve(build: Callable[[dict[str, Any]], Contender]) -> None:
-  """Answers requests, a JSON object {name: value} a line on stdin, each with a line of JSON on stdout, until EOF.
+  """Answers requests, a line of JSON {name: value} on stdin each, with a line of JSON on stdout, until EOF.
 
   {"build": settings} -> the contender's figures, after one step to warm up;
   {"step": n} -> {"seconds": [...], "losses": [...], "peak_memory_gb": x};
@@ -183,8 +185,9 @@ def build_ours(settings: dict[str, Any]) -> Contender:
   trainable = loaded.new_trainable(0)
   state = partitioner.replicate(step_lib.init_state(trainable, optimizer))
   encoder, targets = tokens(row, loaded.config.vocab_size)
+  place = loaded.model.method.place
   batch = partitioner.place_batch({
-      'encoder_input_tokens': np.stack([loaded.model.method.place(x, loaded.config.vocab_size) for x in encoder]),
+      'encoder_input_tokens': np.stack([place(x, loaded.config.vocab_size) for x in encoder]),
       'decoder_input_tokens': np.pad(targets, [(0, 0), (1, 0)])[:, :-1],
       'decoder_target_tokens': targets,
       'decoder_loss_weights': np.ones(targets.shape, np.float32)})
@@ -213,7 +216,8 @@ def build_ours(settings: dict[str, Any]) -> Contender:
     return lambda: dot(a, b).block_until_ready()
 
   return Contender(step, gemm, {
-      'platform': device.platform, 'dtype': backbone.dtype, 'scan': scan, 'versions': {'jax': jax.__version__},
+      'platform': device.platform, 'dtype': backbone.dtype, 'scan': scan,
+      'versions': {'jax': jax.__version__},
       'trainable_parameters': trees.size(trainable), 'frozen_parameters': trees.size(loaded.frozen),
       'lower_seconds': lower_seconds, 'compile_seconds': compile_seconds,
       'flops_xla': counted.cost_analysis()['flops']})
@@ -243,8 +247,9 @@ class Worker:
     with contextlib.suppress(BrokenPipeError):
       print(json.dumps({request: value}), file=self._process.stdin, flush=True)
     if not (line := self._process.stdout.readline()):
-      raise RuntimeError(f'The worker {self.name!r} ended with exit code {self._process.wait()} when asked to '
-                         f'{request}; why is in its messages above.')
+      raise RuntimeError(
+          f'The worker {self.name!r} ended with exit code {self._process.wait()} when asked to {request}; '
+          'its own messages above say why (none and exit code -9: memory ran out).')
     return json.loads(line)
 
   def __enter__(self):
@@ -255,8 +260,12 @@ class Worker:
     self._process.communicate()
 
 
-def measure(row: Row, settings: dict[str, Any], commands: dict[str, Sequence[str]], steps: int) -> dict[str, Any]:
-  """All figures of a row: {contender: {figure: value}} with `ratio` and `paired_ratio` of ours over each peer.
+Figures = dict[str, dict[str, Any]]  # contender -> figure -> value
+
+
+def measure(
+    row: Row, settings: dict[str, Any], commands: dict[str, Sequence[str]], steps: int) -> dict[str, Any]:
+  """The row, its analytic FLOPs and all figures of its contenders.
 
   Args:
     settings: what every worker is built with, besides the row.
@@ -288,10 +297,10 @@ def measure(row: Row, settings: dict[str, Any], commands: dict[str, Sequence[str
     seconds, losses = ([turn[key][0] for turn in turns[name]] for key in ('seconds', 'losses'))
     median, gemm = statistics.median(seconds), statistics.median(gemms[name])
     figure.update(
-        step_seconds=seconds, step_seconds_median=median, step_seconds_min=min(seconds), loss_last=losses[-1],
-        losses_finite=all(map(math.isfinite, losses)), peak_memory_gb=turns[name][-1]['peak_memory_gb'],
-        flops_per_second=flops / median, gemm_flops_per_second=gemm, utilisation=flops / median / gemm)
-    ours = figures['ours']
+        step_seconds=seconds, step_seconds_median=median, step_seconds_min=min(seconds), losses=losses,
+        peak_memory_gb=turns[name][-1]['peak_memory_gb'], flops_per_second=flops / median,
+        gemm_flops_per_second=gemm, utilisation=flops / median / gemm)
+    ours = figures['ours']  # the first to be complete
     figure['ratio'] = ours['step_seconds_median'] / median
     figure['paired_ratio'] = statistics.median(
         a / b for a, b in zip(ours['step_seconds'], seconds, strict=True))
@@ -299,36 +308,39 @@ def measure(row: Row, settings: dict[str, Any], commands: dict[str, Sequence[str
   return {**dataclasses.asdict(row), 'flops_analytic': flops, 'contenders': figures}
 
 
-def _check(figures: dict[str, dict[str, Any]], trainable: int) -> None:
+def _check(figures: Figures, trainable: int) -> None:
   """Raises RuntimeError where the contenders have not done the same, sound work."""
+  ours = figures['ours']
   for name, figure in figures.items():
-    if not figure['losses_finite']:
+    if not all(map(math.isfinite, (figure['loss_first'], *figure['losses']))):
       raise RuntimeError(f'The loss of {name} is not finite; its times mean nothing.')
-    if figure['trainable_parameters'] != trainable:
-      raise RuntimeError(f'{name} trains {figure["trainable_parameters"]} parameters; expected P x D = {trainable}.')
-    if figure['frozen_parameters'] != (ours := figures['ours']['frozen_parameters']):
-      raise RuntimeError(f'{name} has {figure["frozen_parameters"]} frozen parameters and ours {ours}; they must be '
-                         'the same model.')
-    if (platform := figures['ours']['platform']) != figure['platform']:
-      raise RuntimeError(f'{name} runs on a {figure["platform"]} and ours on a {platform}: set JAX_PLATFORMS=cpu.')
+    if figure['platform'] != ours['platform']:
+      raise RuntimeError(
+          f'{name} runs on a {figure["platform"]} and ours on a {ours["platform"]}: set JAX_PLATFORMS=cpu.')
+    if (found := figure['trainable_parameters']) != trainable:
+      raise RuntimeError(f'{name} trains {found} parameters; expected P x D = {trainable}.')
+    if (found := figure['frozen_parameters']) != ours['frozen_parameters']:
+      raise RuntimeError(
+          f'{name} has {found} frozen parameters and ours {ours["frozen_parameters"]}; they must be the same '
+          'model.')
 
 
-COLUMNS = ('row', 'contender', 'median s', 'min s', 'ours/this', 'paired', 'memory GB', 'lower s', 'compile s',
-           'GFLOP/s', 'GEMM', 'utilisation', 'XLA/analytic', 'loss first', 'last')
+COLUMNS = {  # title -> (figure, digits, unit)
+    'median s': ('step_seconds_median', 3, 1), 'min s': ('step_seconds_min', 3, 1),
+    'ours/this': ('ratio', 2, 1), 'paired': ('paired_ratio', 2, 1), 'memory GB': ('peak_memory_gb', 2, 1),
+    'lower s': ('lower_seconds', 1, 1), 'compile s': ('compile_seconds', 1, 1),
+    'GFLOP/s': ('flops_per_second', 1, 1e9), 'GEMM': ('gemm_flops_per_second', 1, 1e9),
+    'utilisation': ('utilisation', 2, 1)}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-  """The figures of `measure` as aligned text, a line a contender."""
-  lines = [COLUMNS]
+  """The figures of `measure` as aligned text, a line a contender; blank where one has no such figure."""
+  lines = [('row', 'contender', *COLUMNS)]
   for row, result in rows.items():
-    for name, f in result['contenders'].items():
-      number = lambda key, digits, scale=1.0, f=f: f'{f[key] * scale:.{digits}f}' if key in f else ''
-      lines.append((
-          row, name, number('step_seconds_median', 3), number('step_seconds_min', 3), number('ratio', 2),
-          number('paired_ratio', 2), number('peak_memory_gb', 2), number('lower_seconds', 1),
-          number('compile_seconds', 1), number('flops_per_second', 1, 1e-9), number('gemm_flops_per_second', 1, 1e-9),
-          number('utilisation', 2), number('flops_xla', 2, 1 / result['flops_analytic']),
-          number('loss_first', 2), number('loss_last', 2)))
+    for name, figures in result['contenders'].items():
+      lines.append((row, name, *(
+          f'{figures[key] / unit:.{digits}f}' if key in figures else ''
+          for key, digits, unit in COLUMNS.values())))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   justify = lambda i, cell: cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i])
   return '\n'.join('  '.join(justify(i, cell) for i, cell in enumerate(line)).rstrip() for line in lines)
@@ -343,7 +355,8 @@ def _names(choices: Sequence[str]) -> Callable[[str], list[str]]:
   def parse(text: str) -> list[str]:
     names = text.split(',')
     if unknown := sorted(set(names) - set(choices)):
-      raise argparse.ArgumentTypeError(f'there is no {", ".join(map(repr, unknown))}; choose of {", ".join(choices)}')
+      raise argparse.ArgumentTypeError(
+          f'there is no {", ".join(map(repr, unknown))}; choose of {", ".join(choices)}')
     return names
   return parse
 
@@ -360,14 +373,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument('--dropout', type=float, default=0.1, metavar='RATE',
                       help="the frozen model's dropout rate, of every contender (default: %(default)s)")
   parser.add_argument('--scan', action=argparse.BooleanOptionalAction,
-                      help='ours: compile one layer and loop, or unroll the layers (default: unroll on a CPU only)')
+                      help='ours: loop over one compiled layer, or unroll (default: unroll on a CPU only)')
   parser.add_argument('--peer', type=_names(PEER_DTYPES), nargs='?', default=[], const=list(PEER_DTYPES),
                       metavar='DTYPE,...',
-                      help='measure PEFT too, in these dtypes (default: none; without a value: '
-                      f'{",".join(PEER_DTYPES)}). On a CPU without bfloat16 instructions that one takes minutes a '
-                      'step: say --peer=float32')
+                      help=f'measure PEFT too, in these dtypes (just --peer: {",".join(PEER_DTYPES)}). On '
+                      'a CPU without bfloat16 instructions that one takes minutes a step: say --peer=float32')
   parser.add_argument('--peer_python', default=sys.executable, metavar='FILE',
-                      help='Python interpreter of an environment with torch, transformers and peft (default: this one)')
+                      help='interpreter of an environment with torch, transformers and peft (default: this)')
   parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)  # how the parent starts `ours`
   arguments = parser.parse_args(argv)
   if arguments.steps < 1:
@@ -387,7 +399,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   for dtype in arguments.peer:
     commands[f'peft {dtype}'] = [arguments.peer_python, str(here.with_name('peft_step.py')), dtype]
   settings, rows = {'dropout': arguments.dropout, 'scan': arguments.scan}, {}
-  load = os.getloadavg()[0]
+  if (load := os.getloadavg()[0]) > 0.5:
+    _tell(f'WARNING: the load average is {load:.1f}. On a busy machine all times are too long, and the more so '
+          "the peer's, whose threads wait for each other: run this again on a quiet one.")
   for name in arguments.rows:
     _tell(f'{name}: {ROWS[name]}')
     try:
@@ -397,8 +411,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       return 1
   print(table(rows))
   print(json.dumps({
-      'benchmark': 'train_step', 'cpu': cpu(), 'load_average_before': load, 'allocator': ALLOCATOR, 'gemm': GEMM,
-      'steps': arguments.steps, 'dropout': arguments.dropout, 'rows': rows}))
+      'benchmark': 'train_step', 'cpu': cpu(), 'load_average_before': load, 'allocator': ALLOCATOR,
+      'gemm': GEMM, 'steps': arguments.steps, 'dropout': arguments.dropout, 'rows': rows}))
   return 0
 
 

@@ -1,0 +1,106 @@
+"""The benchmark runs and reports what it promises. No time is ever asserted: it would be the machine's."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from prompt_tuning import trees
+from prompt_tuning.backbones import t5
+from prompt_tuning.methods.prompt import Prompt
+from prompt_tuning.prompted import Prompted
+from tests import models
+
+BENCH = pathlib.Path(__file__).parents[1] / 'scripts' / 'bench'
+
+
+@pytest.fixture
+def train_step(monkeypatch):
+  """The script as a module."""
+  monkeypatch.syspath_prepend(BENCH)
+  import train_step
+  yield train_step
+  del sys.modules['train_step']
+
+
+def run(*flags: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+      [sys.executable, str(BENCH / 'train_step.py'), *flags], capture_output=True, text=True, check=False)
+
+
+def test_one_row():
+  done = run('--rows=tiny', '--steps=2')
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert text[0].startswith('row   contender  median s')
+  assert text[1].startswith('tiny  ours ')
+  report = json.loads(last)
+  assert report.keys() == {
+      'benchmark', 'cpu', 'load_average_before', 'allocator', 'gemm', 'steps', 'dropout', 'rows'}
+  row = report['rows']['tiny']
+  ours = row['contenders']['ours']
+  assert ours.keys() == {
+      'platform', 'dtype', 'scan', 'versions', 'trainable_parameters', 'frozen_parameters', 'build_seconds',
+      'lower_seconds', 'compile_seconds', 'flops_xla', 'loss_first', 'losses', 'step_seconds',
+      'step_seconds_median', 'step_seconds_min', 'peak_memory_gb', 'flops_per_second',
+      'gemm_flops_per_second', 'utilisation', 'ratio', 'paired_ratio'}
+  assert len(ours['step_seconds']) == len(ours['losses']) == 2
+  assert ours['trainable_parameters'] == row['P'] * models.TINY.d_model
+  assert 1.0 < ours['flops_xla'] / row['flops_analytic'] < 1.2  # XLA sees attention scores too
+
+
+def test_analytic_flops_are_those_of_every_kernel(train_step):
+  row = train_step.Row('t5_1_1_tiny', B=1, S=1, P=0, T=1)  # every parameter sees one token
+  for config in (models.TINY, dataclasses.replace(models.TINY, tied_embeddings=True)):
+    kernels = trees.flatten(Prompted(t5.T5(config), Prompt()).abstract_frozen())
+    size = sum(x.value.size for path, x in kernels.items() if path.endswith('/kernel'))
+    if config.tied_embeddings:
+      size += config.vocab_size * config.d_model
+    assert train_step.analytic_flops(config, row) == 4 * size
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'losses': [float('nan')]}, 'The loss of peft is not finite'),
+    ({'platform': 'gpu'}, 'set JAX_PLATFORMS=cpu'),
+    ({'trainable_parameters': 5}, 'expected P x D = 6'),
+    ({'frozen_parameters': 8}, 'must be the same model')])
+def test_contenders_that_do_other_work_are_refused(train_step, change, message):
+  sound = {
+      'losses': [1.0], 'loss_first': 1.0, 'platform': 'cpu', 'trainable_parameters': 6,
+      'frozen_parameters': 7}
+  train_step._check({'ours': sound, 'peft': sound}, 6)
+  with pytest.raises(RuntimeError, match=message):
+    train_step._check({'ours': sound, 'peft': {**sound, **change}}, 6)
+
+
+def test_a_worker_that_cannot_start_or_ends_is_named(train_step):
+  with pytest.raises(RuntimeError, match="Cannot start the worker 'peft float32' with 'no/such/python'"):
+    train_step.Worker('peft float32', ['no/such/python'])
+  with train_step.Worker('ours', [sys.executable, '-c', 'raise SystemExit(3)']) as worker:
+    with pytest.raises(RuntimeError, match="'ours' ended with exit code 3 when asked to build"):
+      worker.ask('build', {})
+
+
+def test_prints_of_a_worker_do_not_reach_its_replies(train_step):
+  code = (f'import sys; sys.path.insert(0, {str(BENCH)!r}); import train_step\n'
+          'def build(settings):\n'
+          '  print("noise")\n'
+          '  return train_step.Contender(lambda: 2.5, None, {"given": settings})\n'
+          'train_step.serve(build)')
+  with train_step.Worker('fake', [sys.executable, '-c', code]) as worker:
+    built = worker.ask('build', {'a': 1})
+    assert built['given'] == {'a': 1}
+    assert built['loss_first'] == 2.5
+    reply = worker.ask('step', 3)
+    assert reply['losses'] == [2.5] * 3
+    assert len(reply['seconds']) == 3
+    assert reply['peak_memory_gb'] > 0
+
+
+def test_a_wrong_row_lists_the_rows():
+  done = run('--rows=huge')
+  assert done.returncode == 2
+  assert "there is no 'huge'; choose of small20, small100, base100, tiny" in done.stderr
