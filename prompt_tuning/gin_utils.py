@@ -79,12 +79,20 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str) -> N
   for folder in (*filter(None, search_paths.split(',')), config_folder()):
     gin.add_config_file_search_path(str(folder))
   try:
-    gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
+    gin.parse_config_files_and_bindings(list(files), None, finalize_config=False)
   except OSError as error:
     raise ConfigError(f'{error}\nLooked in: {", ".join(gin.config._LOCATION_PREFIXES)}.\n'
                       'Configurations of the package: ' + ', '.join(_available('.'))) from error
   except (ValueError, AttributeError, SyntaxError, ImportError) as error:
     raise ConfigError(f'{error}{_near(str(error))}') from error
+  # A binding may name whatever the files have imported, such as @optim.linear().
+  imports = {statement.format() for statement in gin.config._IMPORTS}
+  header = sorted(imports, key=lambda line: (not line.startswith('from __gin__'), line))
+  for binding in bindings:
+    try:
+      gin.parse_config([*header, binding])
+    except (ValueError, AttributeError, SyntaxError, ImportError) as error:
+      raise ConfigError(f'{binding}: {error}{_near(str(error))}') from error
   _check_macros(bindings)
   gin.finalize()
 

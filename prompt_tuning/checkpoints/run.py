@@ -5,7 +5,8 @@ commits by renaming, so that a run killed at any moment finds its last whole che
 checkpoints the one best by the dev metric is kept. Each kept step also leaves `prompts/prompt_<step>.npy`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import logging
 import os
 import pathlib
@@ -23,6 +24,10 @@ class ResumeError(ValueError):
   """What is asked for does not continue what the checkpoint holds."""
 
 
+class CheckpointWriteError(OSError):
+  """A checkpoint could not be written, most likely for lack of space."""
+
+
 def write_npy(path: pathlib.Path, array: np.ndarray) -> None:
   """Saves an array under a temporary name, then renames."""
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +35,11 @@ def write_npy(path: pathlib.Path, array: np.ndarray) -> None:
   with open(temporary, 'wb') as file:
     np.save(file, array, allow_pickle=False)
   os.replace(temporary, path)
+
+
+def _not_raised_as_well(record: logging.LogRecord) -> bool:
+  """Orbax's threads log the errors that they then raise; `CheckpointWriteError` says it once."""
+  return record.levelno < logging.ERROR or 'orbax' not in record.pathname
 
 
 class RunCheckpoints:
@@ -43,10 +53,12 @@ class RunCheckpoints:
     self._root = pathlib.Path(model_dir).absolute()
     self._prompts = self._root / 'prompts'
     logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells its whole life at INFO
+    logging.getLogger('absl').addFilter(_not_raised_as_well)
     self._keep = keep
     self._manager = ocp.CheckpointManager(
         self._root / 'checkpoints', options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True))
     self._metrics = {step: self.about(step).get('metric') for step in self.steps}
+    self._whole = self.latest
 
   @property
   def latest(self) -> int | None:
@@ -71,11 +83,12 @@ class RunCheckpoints:
     """
     self.finish()
     about = {**about, 'metric': metric}
-    self._manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
     self._metrics[step] = metric
-    if prompt is not None and jax.process_index() == 0:
-      write_npy(self._prompts / f'prompt_{step}.npy', np.asarray(prompt, np.float32))
+    with self._writing(step):
+      self._manager.save(
+          step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
+      if prompt is not None and jax.process_index() == 0:
+        write_npy(self._prompts / f'prompt_{step}.npy', np.asarray(prompt, np.float32))
 
   def about(self, step: int) -> dict[str, Any]:
     """What was said `about` a checkpoint."""
@@ -96,9 +109,11 @@ class RunCheckpoints:
     """Waits for what is being written, then deletes checkpoints and prompts that need not be kept.
 
     Raises:
-      OSError or ValueError of the writing thread: the previous checkpoint is then still whole.
+      CheckpointWriteError: the previous checkpoint is then still whole.
     """
-    self._manager.wait_until_finished()
+    with self._writing(max(self._metrics, default=None)):
+      self._manager.wait_until_finished()
+    self._whole = self._manager.latest_step()
     keep = {*self.steps[-self._keep:], self.best}
     for step in set(self.steps) - keep:
       self._manager.delete(step)
@@ -111,6 +126,17 @@ class RunCheckpoints:
     source = self._prompts / f'prompt_{self.best}.npy'
     if source.exists():
       write_npy(self._prompts / 'best.npy', np.load(source, allow_pickle=False))
+
+  @contextlib.contextmanager
+  def _writing(self, step: int | None) -> Iterator[None]:
+    """Makes one message of whatever Orbax raises."""
+    try:
+      yield
+    except Exception as error:
+      left = 'there is none before it' if self._whole is None else f'that of step {self._whole} is whole'
+      raise CheckpointWriteError(
+          f'The checkpoint of step {step} could not be written to {self._root} ({str(error).splitlines()[0][:200]}). '
+          f'Free some space there and start again with the same flags: {left}.') from error
 
   def close(self) -> None:
     """Finishes and gives the manager's threads back."""

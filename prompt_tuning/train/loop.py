@@ -5,6 +5,7 @@ that was pretrained is changed by them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import json
 import math
 import signal
 import sys
@@ -121,6 +122,10 @@ def train(
     position, best, waited = before['position'], before['best'], before['waited']
     tell(f'resuming {model_dir} at step {latest}')
   start = int(state.step)
+  if start >= train_steps and (root / 'summary.json').exists():
+    tell(f'{model_dir} has its {train_steps} steps already; raise TRAIN_STEPS to go on')
+    checkpoints.close()
+    return json.loads((root / 'summary.json').read_text())
 
   # --- Data, and the files of the run.
   converter = evaluate_lib.converter(train_dataset, model)
@@ -195,7 +200,7 @@ def train(
   finally:
     stream.close()
     writer.close()
-  checkpoints.close()
+    checkpoints.close()
   if preemption.requested:
     tell(f'SIGTERM: stopped after step {step}; start again with the same flags to go on')
   if report := converter.report():
@@ -241,6 +246,7 @@ def _fetch(pending, saved: int, model_dir: str) -> dict[str, float]:
          if not (math.isfinite(v['loss']) and math.isfinite(v['grad_norm']))]
   if bad:
     raise NonFiniteLossError(
-        f'The loss or its gradient is not finite in steps {bad[0]} to {bad[-1]}; stopped. The last good checkpoint in '
-        f'{model_dir} is of step {saved}. Lower the learning rate, or use float32 activations.')
+        f'The loss or its gradient is not finite in steps {bad[0]} to {bad[-1]}; stopped. '
+        + (f'The last good checkpoint in {model_dir} is of step {saved}. ' if saved else 'There is no checkpoint yet. ')
+        + 'Lower the learning rate, or use float32 activations.')
   return {name: float(np.mean([v[name] for v in values])) for name in values[0]}

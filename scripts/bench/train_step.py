@@ -400,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands[f'peft {dtype}'] = [arguments.peer_python, str(here.with_name('peft_step.py')), dtype]
   settings, rows = {'dropout': arguments.dropout, 'scan': arguments.scan}, {}
   if (load := os.getloadavg()[0]) > 0.5:
-    _tell(f'WARNING: the load average is {load:.1f}. On a busy machine all times are too long, and the more so '
+    _tell(f'WARNING: the load average is {load:.1f}. On a busy machine times are too long, the more so '
           "the peer's, whose threads wait for each other: run this again on a quiet one.")
   for name in arguments.rows:
     _tell(f'{name}: {ROWS[name]}')

@@ -66,8 +66,11 @@ def test_dropout_keeps_the_expectation_and_one_mask_for_all_positions():
 
 
 def test_bfloat16_is_close_to_float32():
-  np.testing.assert_allclose(
-      logits(dtype=jnp.bfloat16).astype(np.float32), logits(), atol=0.05 * float(jnp.std(logits())) + 2e-2)
+  """Eight bits of mantissa: a few per cent of the logits' spread at worst, well under one on average."""
+  exact = np.asarray(logits())
+  error = np.abs(np.asarray(logits(dtype=jnp.bfloat16)) - exact) / exact.std()
+  assert error.mean() < 0.02
+  assert error.max() < 0.2
 
 
 @pytest.mark.parametrize('size', ['t5_1_1_tiny', 't5_1_0_tiny'])
