@@ -1,5 +1,7 @@
 """T5 agrees with itself: scanned, unrolled, rematerialised, cached, in bfloat16; and every site is a site."""
 
+import functools
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -31,10 +33,9 @@ def loss_and_gradient(key=None, **kwargs):
   return float(value), np.asarray(grads['prompt']['embedding'])
 
 
-@pytest.mark.parametrize('scan', [True, False])
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize(('scan', 'remat'), [(True, 'dots'), (True, 'full'), (False, 'full')])
 def test_rematerialisation_changes_nothing(scan, remat):
-  key = jax.random.key(7)  # dropout must be drawn the same way twice
+  key = jax.random.key(7, impl='unsafe_rbg')  # dropout must be drawn the same way twice
   value, grads = loss_and_gradient(key, scan=scan)
   again, grads_again = loss_and_gradient(key, scan=scan, remat=remat)
   np.testing.assert_allclose(again, value, rtol=1e-5)
@@ -91,8 +92,8 @@ def test_padding_does_not_matter():
   model, frozen, trainable = models.tiny()
   batch = models.tiny_batch(prompt=3)
   wider = {**batch, 'encoder_input_tokens': jnp.pad(batch['encoder_input_tokens'], [(0, 0), (0, 5)])}
-  np.testing.assert_allclose(
-      model.logits(trainable, frozen, wider), model.logits(trainable, frozen, batch), atol=1e-5)
+  run = jax.jit(model.logits)
+  np.testing.assert_allclose(run(trainable, frozen, wider), run(trainable, frozen, batch), atol=1e-5)
 
 
 class Shift(struct.PyTreeNode):
@@ -114,21 +115,27 @@ class MoreKeys(struct.PyTreeNode):
     return self.k, self.v
 
 
+@functools.cache
+def run_without_sites():
+  model, frozen, _ = models.tiny()
+  return jax.jit(model.backbone.apply)({'params': frozen}, models.tiny_batch())
+
+
 @pytest.mark.parametrize('name', sorted(sites.NAMES))
 def test_every_site_reaches_the_logits(name):
   model, frozen, _ = models.tiny()
-  batch = models.tiny_batch()
-  run = lambda content: model.backbone.apply({'params': frozen}, batch, {name: content} if content else {})
-  c = models.TINY
+  apply = jax.jit(lambda frozen, sites: model.backbone.apply({'params': frozen}, models.tiny_batch(), sites))
+  run = lambda content: apply(frozen, {name: content})
+  without, c = run_without_sites(), models.TINY
   if name.endswith('_kv'):
     content = MoreKeys(*jax.random.normal(jax.random.key(1), (2, c.encoder_layers, 4, c.num_heads, c.head_dim)))
     per_row = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], 2, *x.shape[1:])), content)
     np.testing.assert_allclose(run(content), run(per_row), atol=1e-4)  # shared, or one copy a row
   else:
     nothing = jnp.zeros(() if name == 'inputs' else c.encoder_layers)
-    np.testing.assert_allclose(run(Shift(nothing)), run(None), atol=1e-6)
+    np.testing.assert_allclose(run(Shift(nothing)), without, atol=1e-5)
     content = Shift(nothing + 0.5)
-  assert np.abs(run(content) - run(None)).max() > 1e-3
+  assert np.abs(run(content) - without).max() > 1e-3
 
 
 def test_more_keys_share_one_softmax():
@@ -154,9 +161,9 @@ def test_virtual_tokens_may_stand_anywhere():
   words = batch['encoder_input_tokens']
   virtual = words.at[0, 1].set(models.VOCAB).at[1, 3].set(models.VOCAB + 1)
   prompt = {'prompt': {'embedding': jnp.stack([table[words[0, 1]], table[words[1, 3]]])}}
+  run = jax.jit(model.logits)
   np.testing.assert_allclose(
-      model.logits(prompt, frozen, {**batch, 'encoder_input_tokens': virtual}),
-      model.logits(prompt, frozen, batch), atol=1e-5)
+      run(prompt, frozen, {**batch, 'encoder_input_tokens': virtual}), run(prompt, frozen, batch), atol=1e-5)
 
 
 def test_unknown_size():

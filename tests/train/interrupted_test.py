@@ -115,8 +115,8 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(runs, uninterr
   # A prompt of 100 x 64 has 25 kB; files may have 16.
   code, err = finish(start(uninterrupted, steps=STEPS + 10, limit=16))
   assert code == 1, err
-  assert 'Traceback' not in err
-  said = next(line for line in err.splitlines() if line.startswith('prompt-tuning train: '))
+  said = err.splitlines()[-1]  # TensorStore's own threads may have said something before
+  assert said.startswith(f'prompt-tuning train: The checkpoint of step {STEPS + 5}')
   assert 'could not be written' in said
   assert f'that of step {STEPS} is whole' in said
   with contextlib.closing(run_checkpoints.RunCheckpoints(str(uninterrupted))) as checkpoints:

@@ -5,8 +5,6 @@ import json
 import pathlib
 import shutil
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -23,18 +21,7 @@ ADAFACTOR = optim.adafactor(weight_decay_rate=1e-5, multiply_by_parameter_scale=
 BACKBONE = loading.Backbone('t5_1_1_tiny')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """Most runs here are the same program: the second takes it from disk."""
-  options = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-             'jax_persistent_cache_min_compile_time_secs': 0.5, 'jax_persistent_cache_min_entry_size_bytes': 0}
-  before = {name: getattr(jax.config, name) for name in options}
-  for values in (options, before):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    if values is options:
-      yield
+pytestmark = pytest.mark.usefixtures('compile_once')
 
 
 def train(model_dir, *, steps=3, **kwargs):
