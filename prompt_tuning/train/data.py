@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import seqio
+import tensorflow as tf
 
 from prompt_tuning import features, tasks
+
+tf.config.set_visible_devices([], 'GPU')  # TensorFlow only reads data: left alone it takes all of a GPU's memory
 
 Example = Mapping[str, Any]
 
