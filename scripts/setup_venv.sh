@@ -15,7 +15,6 @@ if [ ! -e "$stamp" ]; then
   touch "$stamp"
 fi
 source .venv/bin/activate
-# glibc gives memory back to the system after every step and faults it in again; telling it to keep it is
-# worth 20% of a step on a CPU.
+# glibc gives large arrays back to the system after every step and faults them in again; tell it to keep them.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}

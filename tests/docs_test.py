@@ -25,7 +25,7 @@ def commands():
 def test_command(words, capsys):
   if words[0] == 'prompt-tuning':
     assert cli.run(words[1], [*words[2:], '--dry_run']) == 0
-    assert 'INITIAL_CHECKPOINT_PATH' in capsys.readouterr().out
+    assert 'MODEL' in capsys.readouterr().out
   else:
     assert words[0] in ('bash', 'python')
     assert (ROOT / words[1]).is_file()
