@@ -28,6 +28,8 @@ setuptools.setup(
         'optax>=0.2.5,<0.3',
         'orbax-checkpoint>=0.12,<0.13',
         'gin-config>=0.5,<0.6',
+        'ml_dtypes>=0.4',
+        'msgpack>=1.0',
         'numpy>=2.0',
         'safetensors>=0.4',
         'sentencepiece>=0.2',

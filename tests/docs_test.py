@@ -1,12 +1,16 @@
 """Every command of the README and the pages is one that runs: configurations parse, scripts are there."""
 
+import importlib
 import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
 
 from prompt_tuning import cli
+from prompt_tuning.checkpoints import tuned
+from tests import models
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -29,6 +33,21 @@ def test_command(words, capsys):
   else:
     assert words[0] in ('bash', 'python')
     assert (ROOT / words[1]).is_file()
+
+
+def test_commands_of_the_checkpoints_page_run(tmp_path, monkeypatch):
+  """In their order, on small stand-ins of the quick start's model and run."""
+  (tmp_path / 'models').mkdir()
+  (tmp_path / 'models' / 'quickstart_t5').symlink_to(models.GOLDENS / 'hf/t5_v1_1')
+  prompt = tuned.Tuned('prompt', {tuned.PROMPT: np.ones((3, 32), np.float32)})
+  tuned.save_safetensors(tmp_path / 'runs/quickstart/prompts/best.safetensors', prompt)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(ROOT / 'scripts')
+  text = (ROOT / 'docs' / 'convert.md').read_text()
+  lines = re.findall(r'^python scripts/((?:convert|inspect|diff)_checkpoints?)\.py (.*)$', text, re.MULTILINE)
+  assert len(lines) >= 9
+  for script, arguments in lines:
+    assert importlib.import_module(script).main(shlex.split(arguments)) == 0, arguments
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)

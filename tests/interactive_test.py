@@ -7,9 +7,9 @@ import pytest
 
 from prompt_tuning import loading, trees
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import huggingface, t5_keys
+from prompt_tuning.checkpoints import huggingface, tuned
+from prompt_tuning.checkpoints.source import TensorInfo
 from prompt_tuning.interactive import PromptedModel
-from prompt_tuning.methods import initializers
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.tokenizer import T5_VOCABULARY
@@ -26,15 +26,11 @@ def base(tmp_path_factory):
   """A random T5 as a Hugging Face folder."""
   abstract = Prompted(loading.Backbone().module(CONFIG), Prompt()).abstract_frozen()
   params = trees.flatten(models.random_params(nn.meta.unbox(abstract)))
-
-  def tensors():
-    for path, entry in t5_keys.huggingface(CONFIG).items():
-      value = np.asarray(params[path])
-      for name, x in zip(entry.names, value if entry.stacked else [value], strict=True):
-        yield name, np.ascontiguousarray(x.swapaxes(-1, -2) if entry.transpose else x)
-
+  infos = {path: TensorInfo(x.shape, x.dtype) for path, x in params.items()}
   folder = tmp_path_factory.mktemp('base') / 't5'
-  huggingface.write_folder(folder, CONFIG, tensors(), T5_VOCABULARY)
+  with huggingface.writing(folder, CONFIG, infos, T5_VOCABULARY) as writer:
+    for path, x in params.items():
+      writer.write(path, np.asarray(x))
   return str(folder)
 
 
@@ -123,7 +119,7 @@ def test_a_prompt_that_does_not_fit(base, tmp_path, prompt, message):
 
 
 def test_a_prompt_that_is_not_there(base, tmp_path):
-  with pytest.raises(FileNotFoundError, match='no prompts/best.npy and no prompts/prompt_<step>.npy'):
+  with pytest.raises(FileNotFoundError, match=r'no prompts/best.\* and no prompts/prompt_<step>.\* in this folder'):
     PromptedModel.load(base, str(tmp_path))
   with pytest.raises(FileNotFoundError, match='there is no such prompt; expected a .npy file'):
     PromptedModel.load(base, str(tmp_path / 'nowhere.npy'))
@@ -132,14 +128,30 @@ def test_a_prompt_that_is_not_there(base, tmp_path):
     PromptedModel.load(base, str(tmp_path / 'cut.npy'))
 
 
-def test_a_run_folder_stands_for_its_best_else_newest_prompt(tmp_path):
-  folder = tmp_path / 'prompts'
-  folder.mkdir()
-  for value in (9, 10):
-    saved(folder, np.full((2, 4), value, np.float32), f'prompt_{value}.npy')
-  assert initializers.load_prompt(str(tmp_path))[0, 0] == 10
-  saved(folder, np.full((2, 4), 1, np.float32), 'best.npy')
-  assert initializers.load_prompt(str(tmp_path))[0, 0] == 1
+def trained_on(fingerprint: str, folder, rows) -> str:
+  """A prompt file that says which base it was trained on."""
+  about = {'base_fingerprint': fingerprint, 'base_path': 'models/t5'}
+  tuned.save_safetensors(folder / 'a.safetensors', tuned.Tuned('prompt', {tuned.PROMPT: rows}, about))
+  return str(folder / 'a.safetensors')
+
+
+def test_a_prompt_of_this_base_and_one_of_another(base, model, tmp_path):
+  """Whatever is warned of is an error here, so that the first says nothing."""
+  rows = np.asarray(model.trainable['prompt']['embedding'])
+  load = lambda fingerprint: PromptedModel.load(
+      base, trained_on(fingerprint, tmp_path, rows), partitioner=models.one_device())
+  np.testing.assert_array_equal(load(model._loaded.fingerprint()).trainable['prompt']['embedding'], rows)
+  with pytest.warns(tuned.OtherBaseWarning, match=(
+      rf'a.safetensors was trained on models/t5 \(fingerprint 0000\) but is used on {base} \(fingerprint \w+\): ')):
+    other = load('0000')
+  np.testing.assert_array_equal(other.trainable['prompt']['embedding'], rows)
+
+
+def test_a_prefix_where_a_prompt_is_expected(base, tmp_path):
+  prefix = {f'prefix/decoder/attn_kv/{name}': np.ones((2, 5, 4, 16)) for name in ('key', 'value')}
+  tuned.save_safetensors(tmp_path / 'a', tuned.Tuned('prefix', prefix))
+  with pytest.raises(ValueError, match='holds a prefix .* where a prompt is expected'):
+    PromptedModel.load(base, str(tmp_path / 'a'))
 
 
 def test_the_batch_must_divide_over_the_devices(base, prompt):

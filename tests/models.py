@@ -23,6 +23,7 @@ T5X = {  # name of the reference -> checkpoint
     't5_1_0_init': 't5x/t5x_native_t5_1_0/checkpoint_0',
     't5_1_1_trained40': 't5x/t5x_native_trained/checkpoint_40',
 }
+T5X_SCAN = 't5x/t5x_native_scan/checkpoint_0'  # relative position tables of its own in each layer
 VOCAB = 256
 TINY = dataclasses.replace(config_lib.from_size('t5_1_1_tiny'), vocab_size=VOCAB)
 

@@ -7,7 +7,7 @@ import dataclasses
 class BackboneConfig:
   """Dimensions of a backbone. Letters are those of the dimension legend in `types.py`."""
 
-  family: str  # which module of `backbones` builds it: 't5'
+  family: str  # 't5', 'gpt2', 'bart', 'roberta' or 'bert'
   vocab_size: int  # V, rows of the embedding table; ids >= V are virtual tokens
   d_model: int  # D
   num_heads: int  # N
@@ -15,12 +15,36 @@ class BackboneConfig:
   d_ff: int  # F
   encoder_layers: int  # L of the encoder; 0 for decoder-only
   decoder_layers: int  # L of the decoder; 0 for encoder-only
-  mlp_activations: tuple[str, ...] = ('gelu', 'linear')  # several: product of the branches (gated)
+  # Several: product of the branches (gated). 'gelu' is its tanh approximation, 'gelu_exact' the one with erf.
+  mlp_activations: tuple[str, ...] = ('gelu', 'linear')
+  layer_norm_epsilon: float = 1e-6
   tied_embeddings: bool = False  # logits through the embedding table
+  # T5: relative positions
   relpos_buckets: int = 32
   relpos_max_distance: int = 128
+  relpos_per_layer: bool = False  # a table a layer (T5X's scalable_t5), else one a stack
+  # The others: learned absolute positions
+  max_positions: int = 0  # tokens and virtual tokens that have one
+  position_offset: int = 0  # row of the first one (BART: 2, RoBERTa: pad_id + 1)
+  token_types: int = 0  # rows of the token type table (BERT, RoBERTa)
+  scale_embedding: bool = False  # token embeddings times sqrt(D) (BART)
+  logits_bias: bool = False  # a bias on the decoder's logits (BART)
+  mlm_head: bool = False  # a masked-LM head (BERT, RoBERTa); without it, hidden states are the output
+  # Token ids; None: the model has none
   pad_id: int = 0
-  eos_id: int = 1
+  eos_id: int | None = 1
+  bos_id: int | None = None
+  decoder_start_id: int | None = None  # first decoder input; None: pad_id (T5)
+  forced_bos_id: int | None = None  # what decoding emits first, whatever the logits (BART)
+  forced_eos_id: int | None = None  # what decoding emits last if the length limit ends it (BART)
+
+  def __post_init__(self):
+    """Raises ValueError for dimensions that no model has; they may come from a stranger's file."""
+    for names, least, most in ((('vocab_size', 'd_model', 'num_heads', 'head_dim', 'd_ff'), 1, 2**31 - 1),
+                               (('encoder_layers', 'decoder_layers'), 0, 10_000)):
+      for name in names:
+        if not least <= getattr(self, name) <= most:
+          raise ValueError(f'{name} is {getattr(self, name)}; expected a number from {least} to {most}.')
 
 
 def _t5(d_model, layers, heads, head_dim, d_ff, **kwargs) -> BackboneConfig:

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     'gelu': functools.partial(jax.nn.gelu, approximate=True),
     'linear': lambda x: x,
     'relu': jax.nn.relu,
+    'silu': jax.nn.silu,
 }
 
 

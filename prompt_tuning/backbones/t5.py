@@ -35,7 +35,7 @@ def relative_buckets(relative_position: Array, bidirectional: bool, buckets: int
 
 
 class RelativeBias(nn.Module):
-  """One bias per head and bucket, added to the attention scores of a whole stack."""
+  """One bias per head and bucket, added to the attention scores of a whole stack or of a layer."""
 
   config: BackboneConfig
   bidirectional: bool
@@ -71,9 +71,12 @@ class Block(nn.Module):
     attention = lambda name: layers.Attention(
         c.num_heads, c.head_dim, self.dropout_rate, self.dtype, name=name)
 
+    bias = shared['bias']
+    if c.relpos_per_layer:
+      bias = RelativeBias(c, bidirectional=not self.cross, name='relpos_bias')(*shared['positions'])
     y = norm('pre_self_attention_layer_norm' if self.cross else 'pre_attention_layer_norm', x)
     y, self_cache = attention('self_attention' if self.cross else 'attention')(
-        y, y, shared['bias'], shared['mask'], sites, self.deterministic,
+        y, y, bias, shared['mask'], sites, self.deterministic,
         cache=cache.get('self'), index=shared['index'])
     x = x + drop(y)
     new_cache = {'self': self_cache}
@@ -110,9 +113,12 @@ class Stack(nn.Module):
     c = self.config
     positions = jnp.arange(x.shape[1]) + (0 if index is None else index)
     keys = positions if cache is None else jnp.arange(cache['self']['k'].shape[2])
-    bias = RelativeBias(c, bidirectional=not self.decoder, name='relpos_bias')(positions, keys)
+    bias = None
+    if not c.relpos_per_layer:
+      bias = RelativeBias(c, bidirectional=not self.decoder, name='relpos_bias')(positions, keys)
     drop = lambda y: layers.Dropout(self.dropout_rate)(y, deterministic)
-    shared = {'bias': bias, 'mask': mask, 'encoded': cross[0], 'cross_mask': cross[1], 'index': index}
+    shared = {'bias': bias, 'positions': (positions, keys), 'mask': mask, 'encoded': cross[0],
+              'cross_mask': cross[1], 'index': index}
     per_layer = {'sites': sites_lib.of_stack(sites, 'decoder' if self.decoder else 'encoder'), 'cache': cache}
     blocks = stack(Block, c.decoder_layers if self.decoder else c.encoder_layers, self.scan, self.remat)
     x, cache = blocks(c, self.decoder, self.dropout_rate, self.dtype, deterministic, keep_cache, name='layers')(

@@ -4,9 +4,11 @@ Differs from T5X, which restores a whole checkpoint into a train state: here nam
 before a byte of a tensor is read, each device's part is read on its own, and what is loaded has a
 fingerprint, so that a prompt can say which frozen model it was trained on.
 """
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 import dataclasses
-import functools
 import hashlib
+import math
 import os
 import pathlib
 import re
@@ -17,10 +19,12 @@ import numpy as np
 
 from prompt_tuning import trees
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import huggingface, t5_keys, t5x
+from prompt_tuning.checkpoints import huggingface, keys, t5x
 from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.checkpoints.storage import Folder, is_remote
 from prompt_tuning.types import Array, Params, PyTree
 
+_THREADS = min(8, os.cpu_count() or 1)
 _OTHER_WEIGHTS = ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'tf_model.h5', 'flax_model.msgpack')
 
 
@@ -34,16 +38,21 @@ class CheckpointMismatchError(ValueError):
 def open_base(path: str | os.PathLike) -> Source:
   """Opens the checkpoint in folder `path`, whatever its format; no tensor is read yet.
 
-  Formats: Hugging Face (`config.json` + safetensors), T5X native (msgpack index + zarr), T5X Orbax.
+  Formats: Hugging Face (`config.json` + safetensors; local only), T5X native (msgpack index + zarr), T5X Orbax.
 
   Raises:
     FileNotFoundError: there is no such folder, or a file of the checkpoint is missing.
     NotADirectoryError: `path` is a file.
     ValueError: the folder holds no checkpoint, several, one of a format that is not read, or a broken one.
   """
+  if (opened := open_t5x(path)) is not None:
+    return opened
   folder = pathlib.Path(path)
+  if is_remote(path):
+    raise ValueError(f'{path} holds no T5X checkpoint; expected checkpoint_<step> with its index. What is not T5X is '
+                     'read from a disk: copy the folder first.')
   if not folder.exists():
-    raise FileNotFoundError(f'{path} does not exist; expected a local folder that holds a checkpoint.')
+    raise FileNotFoundError(f'{path} does not exist; expected a folder that holds a checkpoint.')
   if not folder.is_dir():
     raise NotADirectoryError(f'{path} is a file; expected the folder of a checkpoint: name {folder.parent}.')
   names = {child.name for child in folder.iterdir()}
@@ -51,11 +60,32 @@ def open_base(path: str | os.PathLike) -> Source:
     if huggingface.CONFIG not in names:
       raise FileNotFoundError(f'{folder / huggingface.CONFIG} is missing beside the weights; download it.')
     return huggingface.open_folder(folder)
-  if t5x.INDEX in names:
-    return t5x.open_native(folder)
-  if (folder / t5x.ORBAX_STATE / 'manifest.ocdbt').exists():
-    return t5x.open_orbax(folder)
   raise ValueError(f'{folder} {_why_not(folder, names)}')
+
+
+def open_t5x(path: str | os.PathLike, part: str = 'target') -> Source | None:
+  """Opens the model ('target') or the optimizer state ('state') of a T5X checkpoint; None if it is none."""
+  folder = Folder(path)
+  if folder.has(t5x.INDEX):
+    return t5x.open_native(folder, part)
+  if folder.has(t5x.ORBAX) or folder.has(t5x.ORBAX_STORE):
+    return t5x.open_orbax(folder, part)
+  return None
+
+
+def is_model(path: str | os.PathLike) -> bool:
+  """Whether `path` is to be read as a model, by `open_base`; else as something trained on one, by `tuned.load`.
+
+  Raises:
+    FileNotFoundError: there is nothing at `path`.
+  """
+  if is_remote(path):
+    return not str(path).endswith('.npy')
+  folder = pathlib.Path(path)
+  if not folder.exists():
+    raise FileNotFoundError(f'{path} does not exist; expected a checkpoint, a prompt, an adapter or a run folder.')
+  return folder.is_dir() and not any(folder.glob('adapter_*')) and not any(
+      child.name in ('prompts', 'best.npy', 'best.safetensors') for child in folder.iterdir())
 
 
 def _why_not(folder: pathlib.Path, names: set[str]) -> str:
@@ -66,6 +96,9 @@ def _why_not(folder: pathlib.Path, names: set[str]) -> str:
   if steps:
     return (f'holds the checkpoints of steps {", ".join(map(str, steps))}; name one, such as '
             f'{folder / f"checkpoint_{steps[-1]}"}.')
+  if names & {'adapter_config.json', 'prompts'}:
+    return ('holds something trained on a base model, not one; name its base here, and this folder as CHECKPOINT_PATH '
+            '(or INITIAL_PROMPT).')
   for name in _OTHER_WEIGHTS:
     if name in names:
       return (f'holds {name}, which is not read; convert it once with transformers: AutoModelForSeq2SeqLM'
@@ -79,16 +112,19 @@ def _why_not(folder: pathlib.Path, names: set[str]) -> str:
 
 
 def load_params(
-    source: Source, abstract: PyTree, shardings: PyTree = None, dtype: jnp.dtype | None = None
-) -> Params:
+    source: Source, abstract: PyTree, shardings: PyTree = None, dtype: jnp.dtype | None = None,
+    tick: Callable[[int], None] = lambda nbytes: None) -> Params:
   """Reads the parameters of a model from an opened checkpoint.
+
+  Of each stored tensor, what this process's devices need is read once, by several threads.
 
   Args:
     source: from `open_base`.
     abstract: our nested parameter tree, with a shape and a dtype at each leaf (`jax.ShapeDtypeStruct`).
-    shardings: a tree of `jax.sharding.Sharding` like `abstract`, or one sharding for all; each device's part
-      is read from disk on its own. None: whole arrays on the first local device.
+    shardings: a tree of `jax.sharding.Sharding` like `abstract`, or one sharding for all. None: whole arrays on
+      the first local device.
     dtype: overrides the dtypes of `abstract`.
+    tick: told how many bytes of the result are there, after each parameter.
 
   Returns:
     The tree of arrays. At most one parameter beyond the result is held meanwhile.
@@ -98,41 +134,73 @@ def load_params(
   """
   expected = trees.flatten(abstract)
   table = source.key_table(source.config) if source.config else {}
-  _check(source, table, {path: tuple(leaf.shape) for path, leaf in expected.items()})
+  check(source, table, {path: tuple(leaf.shape) for path, leaf in expected.items()})
   if shardings is None:
     shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   shardings = trees.flatten(jax.tree.broadcast(shardings, abstract))
   params = {}
-  for path, leaf in expected.items():
-    read = functools.partial(_read_part, source, table[path], np.dtype(dtype or leaf.dtype))
-    parts = {}  # replicas ask for the same part again
-
-    def part(index, shape=leaf.shape, read=read, parts=parts):
-      bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
-      if bounds not in parts:
-        parts[bounds] = read(bounds)
-      return parts[bounds]
-
-    params[path] = jax.make_array_from_callback(leaf.shape, shardings[path], part)
+  with futures.ThreadPoolExecutor(_THREADS) as threads:
+    for path, leaf in expected.items():
+      leaf = jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
+      params[path] = _load(source, table[path], leaf, shardings[path], threads)
+      tick(params[path].nbytes)
   return trees.unflatten(params)
 
 
-def _read_part(source: Source, entry: t5_keys.Entry, dtype: np.dtype, bounds: tuple) -> np.ndarray:
-  """The part of one of our leaves within `bounds`, a (start, stop) per axis; always a fresh array."""
-  start, stop = bounds[0] if entry.stacked else (0, 1)
-  inner = [slice(*pair) for pair in (bounds[1:] if entry.stacked else bounds)]
-  stored = tuple(reversed(inner) if entry.transpose else inner)
-  part = np.empty((stop - start, *(s.stop - s.start for s in inner)), dtype)
-  for i, name in enumerate(entry.names[start:stop]):
-    tensor = source.read(name, stored)
-    part[i] = tensor.T if entry.transpose else tensor
-  return part if entry.stacked else part[0]
+def _load(
+    source: Source, entry: keys.Entry, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding,
+    threads: futures.Executor) -> Array:
+  """One parameter, in its shards."""
+  bounds = {device: tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
+            for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()}
+  parts = {b: _empty([stop - start for start, stop in b], leaf.dtype) for b in bounds.values()}  # replicas share one
+  if entry.stacked:
+    layers = sorted({i for b in parts for i in range(*b[0])})
+    list(threads.map(lambda i: _fill(source, entry, i, {
+        b[1:]: part[i - b[0][0]] for b, part in parts.items() if b[0][0] <= i < b[0][1]}), layers))
+  else:
+    _fill(source, entry, 0, parts)
+  arrays = [jax.device_put(parts[b], device) for device, b in bounds.items()]
+  return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+
+def _fill(source: Source, entry: keys.Entry, layer: int, parts: dict[tuple, np.ndarray]) -> None:
+  """Fills arrays, keyed by their bounds in one layer of our leaf, from one tensor, of which it reads the hull."""
+  hull = tuple((min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*parts, strict=True))
+  value = read(source, entry, layer, hull)
+  for bounds, part in parts.items():
+    part[...] = value[tuple(slice(a - h, b - h) for (a, b), (h, _) in zip(bounds, hull, strict=True))]
+
+
+def read(source: Source, entry: keys.Entry, layer: int, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+  """What lies within `bounds`, a (start, stop) per axis, of one layer of our leaf (or of all of it)."""
+  name = entry.names[layer]
+  tensor = source.read(name, entry.stored_index(bounds, source.tensors[name].shape))
+  return _transposed(tensor) if entry.transpose else tensor
+
+
+def _transposed(x: np.ndarray) -> np.ndarray:
+  """A copy of the transpose of a matrix, five times faster than NumPy's and reading `x` from front to back."""
+  result = np.empty(x.shape[::-1], x.dtype)
+  rows = max(1, 32 // x.itemsize)
+  for i in range(0, len(x), rows):
+    result[:, i:i + rows] = x[i:i + rows].T
+  return result
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+  """An array that begins at a multiple of 64 bytes, which a CPU device takes over without a copy."""
+  dtype = np.dtype(dtype)
+  size = math.prod(shape) * dtype.itemsize
+  data = np.empty(size + 64, np.uint8)
+  offset = -data.ctypes.data % 64
+  return data[offset:offset + size].view(dtype).reshape(shape)
 
 
 # --- comparing ---
 
 
-def _check(source: Source, table: t5_keys.KeyTable, expected: dict[str, tuple[int, ...]]) -> None:
+def check(source: Source, table: keys.KeyTable, expected: dict[str, tuple[int, ...]]) -> None:
   """Raises unless the checkpoint has exactly the parameters `expected`; speaks of our paths where it can."""
   lines = [*_missing(source, table, expected), *_unknown(source, table, expected)]
   resized = [line for path, shape in expected.items() for line in _resized(source, table, path, shape)]
@@ -156,7 +224,7 @@ def _unknown(source, table, expected):
   remark = '(in the checkpoint, unknown to the model)'
   for path, entry in table.items():
     if path not in expected and entry.names[0] in source.tensors:
-      yield f'+ {path} {list(_shape(entry, source.tensors[entry.names[0]].shape))}  {remark}'
+      yield f'+ {path} {list(entry.our_shape(source.tensors[entry.names[0]].shape))}  {remark}'
   known = {name for entry in table.values() for name in entry.names}
   for name, info in source.tensors.items():
     if name not in known and not source.ignored(name):
@@ -168,19 +236,13 @@ def _resized(source, table, path, shape):
   if entry is None or any(name not in source.tensors for name in entry.names):
     return
   infos = {name: source.tensors[name] for name in entry.names}
-  shapes = sorted({_shape(entry, info.shape) for info in infos.values()})
+  shapes = sorted({entry.our_shape(info.shape) for info in infos.values()})
   if shapes != [shape]:
     found = ' and '.join(str(list(s)) for s in shapes)
     yield f'~ {path}  the model has {list(shape)}, the checkpoint {found}'
   for name, info in infos.items():
     if not jnp.issubdtype(info.dtype, jnp.floating):
       yield f'~ {path}  {name} is {info.dtype}; expected floating-point numbers'
-
-
-def _shape(entry: t5_keys.Entry, stored: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape of our leaf if its tensors have shape `stored`."""
-  inner = tuple(reversed(stored)) if entry.transpose else stored
-  return (len(entry.names), *inner) if entry.stacked else inner
 
 
 def _hint(config: config_lib.BackboneConfig | None) -> str:
@@ -197,22 +259,27 @@ def _hint(config: config_lib.BackboneConfig | None) -> str:
 
 
 def fingerprint(params: Params) -> str:
-  """A fingerprint of the names, shapes, types and values of a parameter tree: 16 hex digits.
+  """A fingerprint of the names, shapes and values of a parameter tree: 16 hex digits.
 
-  Each element's bits are hashed together with its position (murmur3's 32-bit finalizer) and the hashes are
-  summed modulo 2**32 where the arrays lie, so that the result does not depend on how they are sharded.
-  Cheap; no proof against someone who looks for a collision.
+  Each element's bits, as float32, are hashed together with its position (murmur3's 32-bit finalizer) and the
+  hashes are summed modulo 2**32 where the arrays lie, so that neither sharding nor the type in which equal values
+  are kept matters. Cheap; no proof against someone who looks for a collision.
   """
   leaves = trees.flatten(params)
-  sums = jax.device_get({path: _checksum(leaf) for path, leaf in leaves.items()})
-  lines = sorted(f'{path} {leaf.shape} {leaf.dtype} {int(sums[path])}' for path, leaf in leaves.items())
+  sums = jax.device_get({path: checksum(leaf) for path, leaf in leaves.items()})
+  return digest({path: (leaf.shape, int(sums[path])) for path, leaf in leaves.items()})
+
+
+def digest(checksums: Mapping[str, tuple[tuple[int, ...], int]]) -> str:
+  """The fingerprint of parameters by (shape, `checksum`)."""
+  lines = sorted(f'{path} {tuple(shape)} {value}' for path, (shape, value) in checksums.items())
   return hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
 
 
 @jax.jit
-def _checksum(x: Array) -> Array:
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-  h = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+def checksum(x: Array) -> Array:
+  """The checksum of one array, as `fingerprint` takes it."""
+  h = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
   stride = 1
   for axis in reversed(range(x.ndim)):  # the row-major position times a constant, modulo 2**32
     h += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride * 0x9E3779B9 % 2**32)

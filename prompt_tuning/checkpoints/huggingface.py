@@ -1,33 +1,30 @@
-"""Hugging Face T5 folders (`config.json` + safetensors), read slice by slice and written.
+"""Hugging Face folders (`config.json` + safetensors), read slice by slice and written.
 
-Whether the output head is tied to the embedding table is decided by the tensors rather than by the config,
-because `tie_word_embeddings` means different things in transformers 4 and 5 (see `_output_head`).
+What is particular to a family of models is in `families/`.
 """
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import safetensors_file, t5_keys
+from prompt_tuning.checkpoints import atomic, keys, safetensors_file
 from prompt_tuning.checkpoints import source as source_lib
+from prompt_tuning.checkpoints.families import bart, bert, gpt2, roberta, t5
+
+FAMILIES = {'t5': t5, 'gpt2': gpt2, 'bart': bart, 'roberta': roberta, 'bert': bert}  # by BackboneConfig.family
 
 CONFIG = 'config.json'
+GENERATION_CONFIG = 'generation_config.json'
 WEIGHTS = 'model.safetensors'
 WEIGHTS_INDEX = 'model.safetensors.index.json'
 TOKENIZER = 'spiece.model'
-
-_ACTIVATIONS = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear'), 'gated-silu': ('silu', 'linear')}
-# transformers has saved the embedding table under its aliases too, or under only one of them.
-_EMBEDDING = 'shared.weight'
-_EMBEDDING_ALIASES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
-_HEAD = 'lm_head.weight'
-# In the first T5 releases, left over from a conversion: cross-attention has no position bias.
-_LEFTOVER = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
+SHARD_BYTES = 5_000_000_000  # transformers writes files of at most this size
 
 _Tensors = Mapping[str, safetensors_file.Tensor]
 
@@ -36,89 +33,50 @@ _Tensors = Mapping[str, safetensors_file.Tensor]
 
 
 def open_folder(folder: pathlib.Path) -> source_lib.Source:
-  """Opens a T5 folder with `config.json` and safetensors weights, in one file or sharded.
+  """Opens a model folder with `config.json` and safetensors weights, in one file or sharded.
 
   Raises:
     FileNotFoundError: a shard is missing.
-    ValueError: a broken or truncated file, or a model that is not a T5 the backbone computes.
+    ValueError: a broken or truncated file, or a model that no backbone computes.
   """
   tensors = _tensors(folder)
-  settings = _read_json(folder / CONFIG)
-  embedding = next((name for name in (_EMBEDDING, *_EMBEDDING_ALIASES) if name in tensors), _EMBEDDING)
+  settings = _settings(folder)
+  kind = settings.get('model_type')
+  module = next((module for module in FAMILIES.values() if kind in module.MODEL_TYPES), None)
+  if module is None:
+    known = ', '.join(kind for module in FAMILIES.values() for kind in module.MODEL_TYPES)
+    raise ValueError(f'{folder / CONFIG}: model_type is {kind!r}; expected one of {known}.')
   try:
-    tied, head = _output_head(settings, tensors, embedding)
-    config = config_from_json(settings, tied)
+    found = module.find(settings, tensors)
   except ValueError as error:
     raise ValueError(f'{folder / CONFIG}: {error}') from error
-  stored = {_EMBEDDING: embedding, _HEAD: head}
 
-  def key_table(config: config_lib.BackboneConfig) -> t5_keys.KeyTable:
-    table = t5_keys.huggingface(config)
+  def key_table(config: config_lib.BackboneConfig) -> keys.KeyTable:
     return {
-        path: entry._replace(names=tuple(stored.get(name, name) for name in entry.names))
-        for path, entry in table.items()
+        path: entry._replace(names=tuple(found.stored.get(name, name) for name in entry.names))
+        for path, entry in module.key_table(config).items()
     }
 
-  unneeded = {*_EMBEDDING_ALIASES, _LEFTOVER, *([_HEAD] if tied else [])}
   tokenizer = folder / TOKENIZER
   return source_lib.Source(
-      path=folder,
+      path=str(folder),
       kind='Hugging Face',
       tensors={name: tensor.info for name, tensor in tensors.items()},
-      config=config,
+      config=found.config,
       read=lambda name, index: tensors[name].read(index),
       key_table=key_table,
-      ignored=unneeded.__contains__,
-      tokenizer_path=tokenizer if tokenizer.is_file() else None)
+      ignored=found.ignored,
+      tokenizer_path=str(tokenizer) if tokenizer.is_file() else None)
 
 
-def config_from_json(settings: Mapping[str, Any], tied_embeddings: bool) -> config_lib.BackboneConfig:
-  """The dimensions in a Hugging Face T5 `config.json`.
-
-  Args:
-    settings: the content of `config.json`.
-    tied_embeddings: whether logits go through the embedding table, scaled, which the tensors decide.
-
-  Raises:
-    ValueError: another architecture, a missing key, or a variant of T5 that the backbone does not compute.
-  """
-  if settings.get('model_type') not in ('t5', 'mt5'):
-    raise ValueError(f'model_type is {settings.get("model_type")!r}; expected t5 or mt5.')
-  defaults = {  # transformers' own, for keys that older files lack
-      'num_decoder_layers': settings.get('num_layers'),
-      'relative_attention_num_buckets': 32,
-      'relative_attention_max_distance': 128,
-      'pad_token_id': 0,
-      'eos_token_id': 1,
-  }
-
-  def integer(key: str) -> int:
-    value = settings.get(key)
-    value = defaults.get(key) if value is None else value
-    if not isinstance(value, int):
-      raise ValueError(f'{key} is {value!r}; expected a whole number.')
-    return value
-
-  activation = settings.get('feed_forward_proj', 'relu')
-  if activation not in _ACTIVATIONS:
-    raise ValueError(f'feed_forward_proj is {activation!r}; expected one of {", ".join(_ACTIVATIONS)}.')
-  if (epsilon := settings.get('layer_norm_epsilon', 1e-6)) != 1e-6:
-    raise ValueError(f'layer_norm_epsilon is {epsilon}; the backbone computes with 1e-6.')
-  return config_lib.BackboneConfig(
-      family='t5',
-      vocab_size=integer('vocab_size'),
-      d_model=integer('d_model'),
-      num_heads=integer('num_heads'),
-      head_dim=integer('d_kv'),
-      d_ff=integer('d_ff'),
-      encoder_layers=integer('num_layers'),
-      decoder_layers=integer('num_decoder_layers'),
-      mlp_activations=_ACTIVATIONS[activation],
-      tied_embeddings=tied_embeddings,
-      relpos_buckets=integer('relative_attention_num_buckets'),
-      relpos_max_distance=integer('relative_attention_max_distance'),
-      pad_id=integer('pad_token_id'),
-      eos_id=integer('eos_token_id'))
+def _settings(folder: pathlib.Path) -> dict[str, Any]:
+  """`config.json`, with the token ids that transformers 5 keeps in `generation_config.json` instead."""
+  settings = _read_json(folder / CONFIG)
+  if (folder / GENERATION_CONFIG).is_file():
+    for key, value in _read_json(folder / GENERATION_CONFIG).items():
+      if key.endswith('_token_id') and settings.get(key) is None:
+        settings[key] = value
+  return settings
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -152,98 +110,82 @@ def _tensors(folder: pathlib.Path) -> _Tensors:
   return tensors
 
 
-def _output_head(settings: Mapping[str, Any], tensors: _Tensors, embedding: str) -> tuple[bool, str]:
-  """Whether logits are `y @ embedding.T / sqrt(D)` (T5 1.0), and the tensor that is the head if they are not.
-
-  transformers 4 writes `tie_word_embeddings: false` for T5 1.1. transformers 5 writes `true` for it, with
-  `scale_decoder_outputs: false`, and unties on load if the file holds a head that differs from the embedding.
-  A 1.1 model built from a config there has its head tied without the scale; frozen, that is an untied head
-  with the embedding's values.
-  """
-  tie = settings.get('tie_word_embeddings', True)
-  scaled = settings.get('scale_decoder_outputs')
-  if _HEAD in tensors and not (embedding in tensors and _equal(tensors[_HEAD], tensors[embedding])):
-    if scaled:
-      raise ValueError(f'scale_decoder_outputs is set and {_HEAD} is not the embedding table; the backbone '
-                       'computes scaled logits only with tied embeddings (T5 1.0).')
-    return False, _HEAD
-  if tie if scaled is None else scaled:
-    return True, _HEAD
-  return False, embedding if tie and _HEAD not in tensors else _HEAD
-
-
-def _equal(a: safetensors_file.Tensor, b: safetensors_file.Tensor) -> bool:
-  if a.info != b.info:
-    return False
-  rows = a.info.shape[0]
-  step = max(1, rows // 64)  # a head of its own differs in the first block, and the rest is not read
-  blocks = [(slice(i, i + step),) for i in range(0, rows, step)]
-  return all(np.array_equal(a.read(block), b.read(block)) for block in blocks)
-
-
 # --- writing ---
 
 
-def config_to_json(config: config_lib.BackboneConfig, dtype: str) -> dict[str, Any]:
-  """The `config.json` from which transformers 4 and 5 build this T5."""
-  return {
-      'architectures': ['T5ForConditionalGeneration'],
-      'model_type': 't5',
-      'vocab_size': config.vocab_size,
-      'd_model': config.d_model,
-      'd_kv': config.head_dim,
-      'd_ff': config.d_ff,
-      'num_heads': config.num_heads,
-      'num_layers': config.encoder_layers,
-      'num_decoder_layers': config.decoder_layers,
-      'relative_attention_num_buckets': config.relpos_buckets,
-      'relative_attention_max_distance': config.relpos_max_distance,
-      'feed_forward_proj': next(k for k, v in _ACTIVATIONS.items() if v == config.mlp_activations),
-      'layer_norm_epsilon': 1e-6,
-      'dropout_rate': 0.1,
-      'tie_word_embeddings': config.tied_embeddings,
-      'scale_decoder_outputs': config.tied_embeddings,
-      'is_encoder_decoder': True,
-      'pad_token_id': config.pad_id,
-      'eos_token_id': config.eos_id,
-      'decoder_start_token_id': config.pad_id,
-      'torch_dtype': dtype,
-  }
+class Writer(NamedTuple):
+  """Where the parameters of a model go, see `writing`."""
+
+  table: keys.KeyTable
+  files: Mapping[str, safetensors_file.Writer]  # by tensor
+
+  def write(self, path: str, value: np.ndarray, first: int = 0) -> None:
+    """Writes a parameter of ours; of one with a layer axis [L, ...], the layers from `first` on."""
+    entry = self.table[path]
+    layers = value if entry.stacked else [value]
+    for name, x in zip(entry.names[first:], layers, strict=False):
+      x = x.swapaxes(-1, -2) if entry.transpose else x
+      i, n = entry.part
+      columns = slice(i * x.shape[-1], (i + 1) * x.shape[-1]) if n > 1 else slice(None)
+      self.files[name].write(name, x, columns)
 
 
-def write_folder(
-    path: str | os.PathLike,
-    config: config_lib.BackboneConfig,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    tokenizer_file: str | os.PathLike | None = None,
-) -> None:
-  """Writes a T5 as a Hugging Face folder: all of it appears at `path` at once, or nothing does.
+@contextlib.contextmanager
+def writing(
+    path: str | os.PathLike, config: config_lib.BackboneConfig, parameters: Mapping[str, source_lib.TensorInfo],
+    tokenizer: str | os.PathLike | None = None, shard_bytes: int = SHARD_BYTES) -> Iterator[Writer]:
+  """A context in which a model is written as a Hugging Face folder, which appears whole when it is left.
 
   Args:
     path: the folder to write; it may exist only if it is empty.
     config: the model's dimensions.
-    tensors: (Hugging Face name, value) of every tensor of that model, in any order and all of one type; one
-      of them is held at a time.
-    tokenizer_file: a SentencePiece model to copy to `spiece.model`.
+    parameters: shape and type of every parameter, by our path.
+    tokenizer: a SentencePiece model to copy to `spiece.model`.
+    shard_bytes: what is more goes to a further file.
 
   Raises:
     FileExistsError: `path` holds something.
-    ValueError: a tensor is missing, unknown, given twice, or of another type than the first.
+    ValueError: Hugging Face cannot compute this model, or a parameter was not written.
   """
-  path = pathlib.Path(path)
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise FileExistsError(f'{path} already holds something: remove it, or name another folder.')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.tmp-{os.getpid()}')
-  partial.mkdir()
-  try:
-    names = {name for entry in t5_keys.huggingface(config).values() for name in entry.names}
-    dtype = safetensors_file.write_file(partial / WEIGHTS, tensors, names)
-    if tokenizer_file:
-      shutil.copyfile(tokenizer_file, partial / TOKENIZER)
-    settings = json.dumps(config_to_json(config, dtype.name), indent=2, sort_keys=True)
-    (partial / CONFIG).write_text(settings + '\n', encoding='utf-8')
-    os.replace(partial, path)
-  except BaseException:
-    shutil.rmtree(partial)
-    raise
+  module = FAMILIES[config.family]
+  table, settings = module.key_table(config), module.config_to_json(config)
+  tensors = {
+      name: source_lib.TensorInfo(entry.stored_shape(parameters[path].shape), parameters[path].dtype)
+      for path, entry in table.items()
+      for name in entry.names
+  }
+  settings['torch_dtype'] = max(tensors.values(), key=lambda info: info.nbytes).dtype.name
+  shards = _shards(tensors, shard_bytes)
+  with atomic.new_folder(path) as folder, contextlib.ExitStack() as stack:
+    files = {}
+    for file, names in shards.items():
+      writer = stack.enter_context(
+          safetensors_file.Writer(folder / file, {name: tensors[name] for name in names}))
+      files |= dict.fromkeys(names, writer)
+    yield Writer(table, files)
+    for writer in files.values():
+      writer.check_complete()
+    if len(shards) > 1:
+      total = sum(info.nbytes for info in tensors.values())
+      weight_map = {name: file for file, names in shards.items() for name in names}
+      _write_json(folder / WEIGHTS_INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+    _write_json(folder / CONFIG, settings)
+    if tokenizer:
+      shutil.copyfile(tokenizer, folder / TOKENIZER)
+
+
+def _shards(tensors: Mapping[str, source_lib.TensorInfo], most: int) -> dict[str, list[str]]:
+  """File name -> names of the tensors in it, in order; a file has at most `most` bytes or one tensor."""
+  shards, room = [[]], most
+  for name, info in tensors.items():
+    if info.nbytes > room and shards[-1]:
+      shards.append([])
+      room = most
+    shards[-1].append(name)
+    room -= info.nbytes
+  n = len(shards)
+  return {WEIGHTS if n == 1 else f'model-{i:05}-of-{n:05}.safetensors': shard for i, shard in enumerate(shards, 1)}
+
+
+def _write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
+  file.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')

@@ -2,13 +2,13 @@
 
 Never the base itself: a prompt of 100 x 768 with Adafactor is well under 1 MB. Orbax writes in the background and
 commits by renaming, so that a run killed at any moment finds its last whole checkpoint. Beside the newest
-checkpoints the one best by the dev metric is kept. Each kept step also leaves `prompts/prompt_<step>.npy`.
+checkpoints the one best by the dev metric is kept. Each kept step also leaves `prompts/prompt_<step>.safetensors`,
+which knows what it was trained on, and the same rows as `.npy`, which everything reads.
 """
 
 from collections.abc import Iterator, Mapping
 import contextlib
 import logging
-import os
 import pathlib
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from prompt_tuning import trees
+from prompt_tuning.checkpoints import tuned
+from prompt_tuning.checkpoints.tuned import Tuned
 from prompt_tuning.types import PyTree
 
 
@@ -26,15 +28,6 @@ class ResumeError(ValueError):
 
 class CheckpointWriteError(OSError):
   """A checkpoint could not be written, most likely for lack of space."""
-
-
-def write_npy(path: pathlib.Path, array: np.ndarray) -> None:
-  """Saves an array under a temporary name, then renames."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  with open(temporary, 'wb') as file:
-    np.save(file, array, allow_pickle=False)
-  os.replace(temporary, path)
 
 
 def _not_raised_as_well(record: logging.LogRecord) -> bool:
@@ -71,16 +64,22 @@ class RunCheckpoints:
     return sorted(self._manager.all_steps())
 
   def save(
-      self, step: int, state: PyTree, about: Mapping[str, Any], prompt: jax.Array | None = None,
+      self, step: int, state: PyTree, about: Mapping[str, Any], prompt: Tuned | None = None,
       metric: float | None = None) -> None:
     """Writes a checkpoint in the background.
 
     Args:
       state: arrays (trainables, optimizer state).
       about: JSON-able facts that `restore` checks or returns: `description(state)`, fingerprint, data position.
-      prompt: [P, D], for `prompts/`.
+      prompt: for `prompts/`.
       metric: dev metric of this step, larger is better.
+
+    Raises:
+      ValueError: the prompt is not finite; nothing was written.
+      CheckpointWriteError: it could not be written, or the one before it could not.
     """
+    if prompt is not None:
+      tuned.checked(self._prompts / f'prompt_{step}', prompt.method, prompt.tensors)
     self.finish()
     about = {**about, 'metric': metric}
     self._metrics[step] = metric
@@ -88,7 +87,8 @@ class RunCheckpoints:
       self._manager.save(
           step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
       if prompt is not None and jax.process_index() == 0:
-        write_npy(self._prompts / f'prompt_{step}.npy', np.asarray(prompt, np.float32))
+        tuned.save_safetensors(self._prompts / f'prompt_{step}.safetensors', prompt)
+        tuned.save_npy(self._prompts / f'prompt_{step}.npy', prompt)
 
   def about(self, step: int) -> dict[str, Any]:
     """What was said `about` a checkpoint."""
@@ -120,12 +120,11 @@ class RunCheckpoints:
       self._metrics.pop(step, None)
     if jax.process_index() or not self._prompts.is_dir():
       return
-    for file in self._prompts.glob('prompt_*.npy'):
-      if int(file.stem.removeprefix('prompt_')) not in keep:
+    for step, file in reversed(tuned.step_files(self._prompts)):  # the better first, should this be cut short
+      if step not in keep:
         file.unlink()
-    source = self._prompts / f'prompt_{self.best}.npy'
-    if source.exists():
-      write_npy(self._prompts / 'best.npy', np.load(source, allow_pickle=False))
+      elif step == self.best:
+        tuned.write_bytes(self._prompts / f'best{file.suffix}', file.read_bytes())
 
   @contextlib.contextmanager
   def _writing(self, step: int | None) -> Iterator[None]:

@@ -2,12 +2,11 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-import pathlib
 
 import numpy as np
 
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import t5_keys
+from prompt_tuning.checkpoints import keys
 
 Index = tuple[slice, ...]  # one slice per axis; an empty tuple is the whole tensor
 
@@ -29,7 +28,7 @@ class Source:
   """An opened checkpoint: its index is in memory, its tensors are on disk until `read`.
 
   Attributes:
-    path: the folder.
+    path: the folder, for messages.
     kind: the format, for messages.
     tensors: the stored name of every model tensor -> its shape and type. No optimizer state.
     config: the model's dimensions, or None where they cannot be told.
@@ -39,11 +38,11 @@ class Source:
     tokenizer_path: the SentencePiece model that came with the checkpoint.
   """
 
-  path: pathlib.Path
+  path: str
   kind: str
   tensors: Mapping[str, TensorInfo]
   config: config_lib.BackboneConfig | None
   read: Callable[[str, Index], np.ndarray]
-  key_table: Callable[[config_lib.BackboneConfig], t5_keys.KeyTable]
+  key_table: Callable[[config_lib.BackboneConfig], keys.KeyTable]
   ignored: Callable[[str], bool]
-  tokenizer_path: pathlib.Path | None = None
+  tokenizer_path: str | None = None

@@ -32,11 +32,15 @@ class Base:
     config: its dimensions.
     embeddings: rows of its input embedding table, ids [n] -> float array [n, D].
     encode: text -> token ids, without end of sequence.
+    path: where it came from, for messages.
+    fingerprint: of its content, see `checkpoints/base.py`; None where nobody asks.
   """
 
   config: BackboneConfig
   embeddings: Callable[[Sequence[int]], np.ndarray]
   encode: Callable[[str], list[int]]
+  path: str = ''
+  fingerprint: Callable[[], str] | None = None
 
 
 class Method(nn.Module):

@@ -7,12 +7,12 @@ are ordered by frequency.
 """
 
 from collections.abc import Callable, Sequence
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods.base import Base
 from prompt_tuning.types import Array
 
@@ -71,9 +71,10 @@ def text(words: str, most_common: int = _COMMON) -> Initializer:
 
 
 def from_file(path: str) -> Initializer:
-  """A prompt saved as `.npy` [P, D], such as `prompts/*.npy` of another run or one released by Google.
+  """A prompt that was trained before, in any form that `checkpoints/tuned.py` reads.
 
-  A run folder stands for its best (else newest) prompt.
+  Such as `prompts/*` of another run, the run folder itself (its best, else newest prompt), a `.npy` released by
+  Google or a PEFT folder. The base that it was trained on may be another one.
   """
 
   def init(key, shape, base):
@@ -84,32 +85,13 @@ def from_file(path: str) -> Initializer:
 
 
 def load_prompt(path: str) -> np.ndarray:
-  """Reads a prompt [P, D] from a `.npy` file or from the `prompts` of a run folder.
+  """Reads a prompt [P, D], see `checkpoints.tuned.load`.
 
   Raises:
     FileNotFoundError: there is none.
-    ValueError: it is no array of two axes, or has values that are not finite.
+    ValueError: it is damaged, of a form that is not read, or a prefix.
   """
-  file = pathlib.Path(path)
-  if file.is_dir():
-    folder = file / 'prompts' if (file / 'prompts').is_dir() else file
-    best = folder / 'best.npy'
-    newest = sorted(folder.glob('prompt_*.npy'), key=lambda f: (len(f.name), f.name))[-1:]
-    if not best.exists() and not newest:
-      raise FileNotFoundError(f'{path}: no prompts/best.npy and no prompts/prompt_<step>.npy in this folder.')
-    file = best if best.exists() else newest[0]
-  elif not file.exists():
-    raise FileNotFoundError(f'{path}: there is no such prompt; expected a .npy file [P, D] or a run folder.')
-  try:
-    prompt = np.load(file, allow_pickle=False)
-  except (ValueError, EOFError, OSError) as error:
-    raise ValueError(f'{file}: not a plain .npy array ({error}).') from error
-  if not isinstance(prompt, np.ndarray) or prompt.ndim != 2 or prompt.dtype.kind != 'f':
-    raise ValueError(f'{file}: expected one float array [P, D], found {getattr(prompt, "shape", prompt)}.')
-  if not np.isfinite(prompt).all():
-    bad = int((~np.isfinite(prompt)).sum())
-    raise ValueError(f'{file}: {bad} of {prompt.size} values are NaN or infinite; use an earlier prompt.')
-  return prompt.astype(np.float32)
+  return tuned.load(path, 'prompt').tensors[tuned.PROMPT]
 
 
 def _pieces(base: Base, words: str) -> list[int]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods import initializers
 from prompt_tuning.methods.base import Base, Method, Patch
 from prompt_tuning.types import Array
@@ -67,8 +68,18 @@ class Prompt(Method):
 def load(path: str) -> Prompt:
   """A finished prompt as a method: its length is the file's.
 
+  Where the file knows the base that it was trained on, another one at `init` gets a `tuned.OtherBaseWarning`.
+
   Args:
-    path: a `.npy` prompt [P, D] or a run folder (its best prompt), see `initializers.load_prompt`.
+    path: a prompt file, a run folder (its best prompt), a PEFT folder or a T5X checkpoint, see `tuned.load`.
   """
-  table = initializers.load_prompt(path)
-  return Prompt(length=len(table), initializer=lambda key, shape, base: table)
+  finished = tuned.load(path, 'prompt')
+  table = finished.tensors[tuned.PROMPT]
+
+  def init(key, shape, base):
+    del key, shape
+    if base.fingerprint is not None:
+      tuned.warn_if_other_base(path, finished, base.path, base.fingerprint)
+    return table
+
+  return Prompt(length=len(table), initializer=init)

@@ -11,6 +11,7 @@ import numpy as np
 from prompt_tuning import features, loading
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.progress import Progress
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.train import data, writers
 
@@ -48,7 +49,7 @@ class Evaluator:
     convert = converter(self.dataset, loaded.model)
     vocabulary = task.output_features['targets'].vocabulary
     targets, predictions, rows, scores = [], [], [], []
-    progress = writers.Progress(unit='example')
+    progress = Progress(unit='example')
     for examples, batch in data.eval_batches(self.dataset, convert):
       batch = loaded.partitioner.place_batch(batch)
       decoded = self._generate(trainable, loaded.frozen, batch)

@@ -11,6 +11,7 @@ from prompt_tuning import loading
 from prompt_tuning.interactive import PromptedModel
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.progress import Progress
 from prompt_tuning.train import writers
 
 
@@ -83,7 +84,7 @@ def infer(
   model = PromptedModel(loaded, loaded.new_trainable(random_seed), batch_size=batch_size)
   name = pathlib.Path(input_file).stem if dataset is None else dataset.mixture_or_task_name
   rows = _read_task(dataset) if dataset else read_inputs(input_file)
-  results, failure, progress = [], None, writers.Progress(unit='prediction')
+  results, failure, progress = [], None, Progress(unit='prediction')
   pending: list[dict] = []
 
   def flush():

@@ -5,6 +5,7 @@ that was pretrained is changed by them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import json
 import math
 import signal
@@ -17,8 +18,10 @@ import numpy as np
 
 from prompt_tuning import loading, trees
 from prompt_tuning.checkpoints import run as run_checkpoints
+from prompt_tuning.checkpoints.tuned import Tuned
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.progress import Progress
 from prompt_tuning.train import data, losses, optim, writers
 from prompt_tuning.train import evaluate as evaluate_lib
 from prompt_tuning.train import step as step_lib
@@ -152,13 +155,18 @@ def train(
     return results
 
   def save(step: int, metric: float | None = None) -> None:
-    prompt = state.trainable.get('prompt', {}).get('embedding')
+    origin = {'base_fingerprint': about['base_fingerprint'], 'base_path': loaded.path,
+              'base_config': dataclasses.asdict(loaded.config), 'task': train_dataset.mixture_or_task_name,
+              'step': step, 'metric': metric}
+    prompt = None
+    if method.collection == 'prompt':
+      prompt = Tuned('prompt', jax.device_get(trees.flatten(state.trainable)), origin)
     checkpoints.save(
         step, state._asdict(), {**about, 'position': position, 'best': best, 'waited': waited}, prompt, metric)
 
   # --- The loop.
   results = {}
-  progress, pending = writers.Progress(train_steps, start), []
+  progress, pending = Progress(train_steps, start), []
   step, saved, stop = start, start, False
   train_seconds = 0.0
   stream = data.prefetch(batches, partitioner.place_batch)

@@ -10,7 +10,9 @@ import safetensors.numpy
 
 from prompt_tuning import trees
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import base, huggingface, t5_keys
+from prompt_tuning.checkpoints import base, huggingface
+from prompt_tuning.checkpoints.families import t5
+from prompt_tuning.checkpoints.source import TensorInfo
 
 MODELS = ('t5_v1_1', 't5_v1_0')
 
@@ -161,7 +163,7 @@ def test_aliases_and_leftovers_are_ignored(folder, abstract_t5):
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    ({'model_type': 'bart'}, "model_type is 'bart'; expected t5 or mt5"),
+    ({'model_type': 'mbart'}, "model_type is 'mbart'; expected one of t5, mt5, "),
     ({'d_kv': None}, 'd_kv is None; expected a whole number'),
     ({'num_heads': '3'}, "num_heads is '3'; expected a whole number"),
     ({'feed_forward_proj': 'gelu'}, "feed_forward_proj is 'gelu'; expected one of relu, gated-gelu"),
@@ -204,54 +206,71 @@ def test_broken_files(folder):
 
 @pytest.fixture
 def tiny():
-  """A small T5 1.0 and its tensors, bfloat16."""
+  """A small T5 1.0 and its parameters by our path, bfloat16."""
   config = config_lib.BackboneConfig(
       family='t5', vocab_size=10, d_model=4, num_heads=1, head_dim=4, d_ff=8, encoder_layers=1, decoder_layers=2,
       mlp_activations=('relu',), tied_embeddings=True)
   rng = np.random.default_rng(0)
-  names = [name for entry in t5_keys.huggingface(config).values() for name in entry.names]
-  tensors = {}
-  for name in names:
-    shape = {'shared.weight': (10, 4)}.get(name, (4,) if 'norm' in name else (4, 4))
-    shape = {'relative_attention_bias.weight': (32, 1), 'wi.weight': (8, 4), 'wo.weight': (4, 8)}.get(
-        name.partition('SelfAttention.')[2] or name.partition('DenseReluDense.')[2], shape)
-    tensors[name] = rng.normal(size=shape).astype(ml_dtypes.bfloat16)
-  return config, tensors
+  shapes = {'embedding': (10, 4), 'scale': (4,), 'rel_embedding': (1, 32), 'wi': (4, 8), 'wo': (8, 4)}
+  parameters = {}
+  for path, entry in t5.key_table(config).items():
+    kind = path.removesuffix('/kernel').rpartition('/')[2]
+    shape = shapes.get(kind, (4, 4))
+    shape = (len(entry.names), *shape) if entry.stacked else shape
+    parameters[path] = rng.normal(size=shape).astype(ml_dtypes.bfloat16)
+  return config, parameters
+
+
+def write(folder, config, parameters, given=None, tokenizer=None):
+  """Writes the items `given`, by default all `parameters`, to a folder for all of them."""
+  infos = {path: TensorInfo(x.shape, x.dtype) for path, x in parameters.items()}
+  with huggingface.writing(folder, config, infos, tokenizer) as writer:
+    for path, x in parameters.items() if given is None else given:
+      writer.write(path, x)
 
 
 def test_written_folder_reads_back(tiny, tmp_path, abstract_t5, goldens):
-  config, tensors = tiny
+  config, parameters = tiny
   vocabulary = goldens / 'README.md'  # any file will do
-  huggingface.write_folder(tmp_path / 'to' / 'model', config, iter(tensors.items()), vocabulary)
+  folder = tmp_path / 'to' / 'model'
+  write(folder, config, parameters, tokenizer=vocabulary)
   assert [p.name for p in (tmp_path / 'to').iterdir()] == ['model']  # nothing temporary is left
-  source = base.open_base(tmp_path / 'to' / 'model')
+  source = base.open_base(folder)
   assert source.config == config
-  assert source.tokenizer_path.read_bytes() == vocabulary.read_bytes()
+  assert source.tokenizer_path == str(folder / 'spiece.model')
+  assert (folder / 'spiece.model').read_bytes() == vocabulary.read_bytes()
   assert {info.dtype for info in source.tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
-  for name, tensor in tensors.items():
-    np.testing.assert_array_equal(source.read(name, ()), tensor)
-  params = base.load_params(source, abstract_t5(config, jnp.float32))
-  np.testing.assert_array_equal(params['token_embedder']['embedding'], tensors['shared.weight'].astype(np.float32))
-  with safetensors.safe_open(source.path / 'model.safetensors', 'numpy') as file:  # the package agrees
-    assert set(file.keys()) == set(tensors)
+  np.testing.assert_array_equal(
+      source.read('decoder.block.1.layer.0.SelfAttention.k.weight', ()),
+      parameters['decoder/layers/self_attention/key/kernel'][1].T)
+  params = trees.flatten(base.load_params(source, abstract_t5(config, jnp.float32)))
+  assert params.keys() == parameters.keys()
+  for path, x in parameters.items():
+    np.testing.assert_array_equal(params[path], x.astype(np.float32), err_msg=path)
+  with safetensors.safe_open(folder / 'model.safetensors', 'numpy') as file:  # the package agrees
+    assert set(file.keys()) == set(source.tensors)
     assert file.metadata() == {'format': 'pt'}
-  settings = json.loads((source.path / 'config.json').read_text())
+  settings = json.loads((folder / 'config.json').read_text())
   assert (settings['model_type'], settings['torch_dtype']) == ('t5', 'bfloat16')
 
 
 def test_a_failed_write_leaves_nothing(tiny, tmp_path):
-  config, tensors = tiny
-  items = list(tensors.items())
+  config, parameters = tiny
+  items = list(parameters.items())
+  (path, first), last = items[0], 'decoder.final_layer_norm.weight'
   for given, message in [
-      (items[:-1], '1 of 39 tensors were not given, such as decoder.final_layer_norm.weight'),
-      ([*items, ('lm_head.weight', items[0][1])], 'lm_head.weight .*expected each of 39 tensors once'),
-      ([*items, items[0]], 'shared.weight .*expected each of 39 tensors once'),
-      ([items[0], (items[1][0], np.zeros(4, np.float32))], r'\(float32\): expected .* all of one type'),
+      (items[:-1], f'1 of 39 tensors were not written once, such as {last}'),
+      ([*items, items[-1]], f'1 of 39 tensors were not written once, such as {last}'),
+      ([(path, first.astype(np.float32))], r'shared.weight: float32 \(10, 4\) given; expected bfloat16 \(10, 4\)'),
+      ([(path, first[:9])], r'shared.weight: bfloat16 \(9, 4\) given; expected bfloat16 \(10, 4\)'),
   ]:
     with pytest.raises(ValueError, match=message):
-      huggingface.write_folder(tmp_path / 'model', config, given)
+      write(tmp_path / 'model', config, parameters, given)
     assert not list(tmp_path.iterdir())
+  with pytest.raises(KeyError, match='decoder/logits_dense/kernel'):
+    write(tmp_path / 'model', config, parameters, [('decoder/logits_dense/kernel', first)])
+  assert not list(tmp_path.iterdir())
   (tmp_path / 'model').mkdir()
   (tmp_path / 'model' / 'notes').touch()
   with pytest.raises(FileExistsError, match='already holds something: remove it'):
-    huggingface.write_folder(tmp_path / 'model', config, items)
+    write(tmp_path / 'model', config, parameters)

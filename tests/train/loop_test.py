@@ -1,6 +1,7 @@
 """Whole runs on a tiny random base: files, resumption, best checkpoint, early stopping, and every refusal."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from prompt_tuning import loading
+from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.checkpoints import run as run_checkpoints
+from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.train import data, evaluate, loop, losses, optim, step
 from tests import models
@@ -94,6 +97,14 @@ def test_files_of_a_run(six_steps):
   assert list((folder / 'train').glob('events.out.tfevents.*'))
   assert list((folder / 'inference_eval' / 'sst2_sample').glob('events.out.tfevents.*'))
   assert last_prompt(folder, 6).shape == (4, 64)
+  finished = tuned.load(folder / 'prompts' / 'prompt_6.safetensors', 'prompt')
+  np.testing.assert_array_equal(finished.tensors['prompt/embedding'], last_prompt(folder, 6))
+  assert finished.about == {
+      'base_fingerprint': finished.about['base_fingerprint'], 'base_path': 'random t5_1_1_tiny', 'task': 'sst2_sample',
+      'step': 6, 'metric': summary['metrics']['sst2_sample']['accuracy'],
+      'base_config': json.loads(json.dumps(dataclasses.asdict(config_lib.from_size('t5_1_1_tiny'))))}
+  with contextlib.closing(run_checkpoints.RunCheckpoints(str(folder))) as checkpoints:
+    assert finished.about['base_fingerprint'] == checkpoints.about(6)['base_fingerprint']
   assert 6 in steps_kept(folder)
   assert not [path for path in folder.rglob('*') if path.name.endswith('.tmp') or '.probe' in path.name]
   assert '256 trainable on' in said
@@ -130,7 +141,11 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path, monkeypatch):
   assert steps_kept(tmp_path) == [2, 3]
   np.testing.assert_array_equal(
       np.load(tmp_path / 'prompts' / 'best.npy', allow_pickle=False), last_prompt(tmp_path, 2))
-  assert sorted(path.name for path in (tmp_path / 'prompts').iterdir()) == ['best.npy', 'prompt_2.npy', 'prompt_3.npy']
+  assert sorted(path.name for path in (tmp_path / 'prompts').iterdir()) == [
+      f'{name}.{suffix}' for name in ('best', 'prompt_2', 'prompt_3') for suffix in ('npy', 'safetensors')]
+  best = tuned.load(tmp_path)
+  np.testing.assert_array_equal(best.tensors['prompt/embedding'], last_prompt(tmp_path, 2))
+  assert (best.about['step'], best.about['metric']) == (2, 0.9)
 
 
 def test_early_stopping_also_across_a_restart(tmp_path, monkeypatch):
@@ -222,7 +237,10 @@ def test_a_checkpoint_is_small(tmp_path):
   prompt = np.random.default_rng(0).standard_normal((100, 768), np.float32)
   state = step.init_state({'prompt': {'embedding': prompt}}, ADAFACTOR(optim.constant(0.3)))._asdict()
   with contextlib.closing(run_checkpoints.RunCheckpoints(str(tmp_path))) as checkpoints:
-    checkpoints.save(1, state, {'state': run_checkpoints.description(state)}, prompt)
+    about = {'state': run_checkpoints.description(state)}
+    checkpoints.save(1, state, about, tuned.Tuned('prompt', {'prompt/embedding': prompt}))
+    with pytest.raises(ValueError, match='prompt_2: 76800 of 76800 values are NaN or infinite'):
+      checkpoints.save(2, state, about, tuned.Tuned('prompt', {'prompt/embedding': prompt * np.nan}))
   assert sum(path.stat().st_size for path in (tmp_path / 'checkpoints').rglob('*') if path.is_file()) < 1_000_000
   with contextlib.closing(run_checkpoints.RunCheckpoints(str(tmp_path))) as checkpoints:
     restored = checkpoints.restore(1, state)

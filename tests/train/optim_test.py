@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from prompt_tuning import trees
-from prompt_tuning.checkpoints import t5_keys
+from prompt_tuning.checkpoints.families import t5
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.train import losses, optim, step
@@ -37,7 +37,7 @@ def test_adafactor_equals_t5x_on_a_whole_model():
   """40 steps of T5X's Adafactor (factored, with parameter scale) from the initial checkpoint."""
   ref = models.reference('t5x/ref_t5_1_1_trained40.npz')
   loaded = models.load_golden(models.T5X['t5_1_1_init'])
-  table = t5_keys.t5x(loaded.config)
+  table = t5.t5x_key_table(loaded.config)
 
   # T5X keeps layers apart, so that its root mean squares are per layer.
   def apart(params):

@@ -1,0 +1,86 @@
+"""Converts a model, or a trained prompt or prefix, from one format to another.
+
+FROM may be
+  a model      a Hugging Face folder, or a T5X checkpoint_<step> (native or Orbax; on a disk or gs://)
+  a prompt     .npy, .safetensors, a PEFT adapter folder, a run folder, or a T5X checkpoint that holds a prompt
+
+What is written goes by the name of TO (or by --to_format):
+  *.npy              npy          a prompt [P, D], as Google's prompt-tuning reads it
+  *.safetensors      safetensors  a prompt or prefix with facts about its base and task
+  checkpoint_<step>  t5x          a native T5X checkpoint (t5x_scan: with scanned layers)
+  any other folder   huggingface  for a model;  peft, an adapter, for a prompt or prefix
+
+TO appears whole or not at all, and nothing that exists is written over.
+"""
+import argparse
+import pathlib
+import sys
+import time
+
+from prompt_tuning import loading
+from prompt_tuning.checkpoints import base, convert, peft, tuned
+
+_TUNED_FORMS = ('npy', 'safetensors', 'peft')
+
+
+def to_format(path: str, to: str) -> str:
+  """The format that the name of TO asks for."""
+  for suffix in ('npy', 'safetensors'):
+    if to.endswith(f'.{suffix}'):
+      return suffix
+  if not base.is_model(path):
+    return 'peft'
+  return convert.form_for(base.open_base(path), to)
+
+
+def convert_tuned(args: argparse.Namespace) -> list[str]:
+  """Converts a prompt or prefix; returns what is to be said of it."""
+  if args.dtype:
+    raise ValueError('--dtype is for models; prompts and prefixes are float32.')
+  thing = tuned.load(args.source)
+  if args.to_format == 'peft':
+    config = base.open_base(args.base).config if args.base else None
+    peft.write_folder(args.to, thing, base_path=args.base, base_config=config)
+  elif pathlib.Path(args.to).exists():
+    raise FileExistsError(f'{args.to} exists already: remove it, or name another file.')
+  elif args.to_format == 'npy':
+    tuned.save_npy(args.to, thing)
+  else:
+    tuned.save_safetensors(args.to, thing)
+  return [f'{name} {list(x.shape)} {x.dtype}' for name, x in thing.tensors.items()]
+
+
+def convert_model(args: argparse.Namespace) -> list[str]:
+  """Converts a model; returns what is to be said of it."""
+  source = base.open_base(args.source)
+  state = base.open_t5x(args.source, 'state')
+  total = sum(info.nbytes for info in source.tensors.values())
+  shapes = loading.parameter_shapes(source.config) if source.config else None
+  convert.convert(source, args.to, args.to_format, dtype=args.dtype, expected=shapes, state=state,
+                  tick=loading.megabytes(total))
+  return [f'{len(source.tensors)} tensors, {total / 1e6:.1f} MB', *convert.left_out(source, args.to_format, state)]
+
+
+def main(argv=None) -> int:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('source', metavar='FROM', help='what to read')
+  parser.add_argument('to', metavar='TO', help='the file or folder to write')
+  parser.add_argument('--to_format', choices=[*convert.FORMS, *_TUNED_FORMS], help='default: by the name of TO')
+  parser.add_argument('--dtype', choices=list(loading.DTYPES), help='type of all tensors; default: as each is')
+  parser.add_argument('--base', metavar='MODEL', help="for peft, where FROM does not say it: the prompt's base model")
+  args = parser.parse_args(argv)
+  began = time.monotonic()
+  try:
+    args.to_format = args.to_format or to_format(args.source, args.to)
+    notes = convert_tuned(args) if args.to_format in _TUNED_FORMS else convert_model(args)
+  except (ValueError, OSError) as error:
+    print(f'convert_checkpoint.py: {error}', file=sys.stderr)
+    return 1
+  print(f'{args.source} -> {args.to} ({args.to_format}) in {time.monotonic() - began:.1f} s')
+  print('\n'.join(f'  {note}' for note in notes))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
