@@ -177,14 +177,6 @@ def _known(ids: Sequence[int], config: BackboneConfig, path: str) -> np.ndarray:
   return ids
 
 
-def parameter_shapes(config: BackboneConfig) -> dict[str, tuple[int, ...]] | None:
-  """The shape of every parameter of a model by its path; None if it has no backbone here yet."""
-  if config.family not in BACKBONES:
-    return None
-  shapes = Prompted(Backbone().module(config), Method()).abstract_frozen()
-  return {path: tuple(leaf.shape) for path, leaf in trees.flatten(nn.meta.unbox(shapes)).items()}
-
-
 def _init(model: Prompted, key: jax.Array):
   tokens = jnp.ones((1, 1), jnp.int32)
   return model.backbone.init(key, {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens})['params']

@@ -53,11 +53,12 @@ def convert_tuned(args: argparse.Namespace) -> list[str]:
 def convert_model(args: argparse.Namespace) -> list[str]:
   """Converts a model; returns what is to be said of it."""
   source = base.open_base(args.source)
-  state = base.open_t5x(args.source, 'state')
+  try:
+    state = None if args.no_state else base.open_t5x(args.source, 'state')
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f'{error} To convert the model alone, add --no_state.') from error
   total = sum(info.nbytes for info in source.tensors.values())
-  shapes = loading.parameter_shapes(source.config) if source.config else None
-  convert.convert(source, args.to, args.to_format, dtype=args.dtype, expected=shapes, state=state,
-                  tick=loading.megabytes(total))
+  convert.convert(source, args.to, args.to_format, dtype=args.dtype, state=state, tick=loading.megabytes(total))
   return [f'{len(source.tensors)} tensors, {total / 1e6:.1f} MB', *convert.left_out(source, args.to_format, state)]
 
 
@@ -68,6 +69,7 @@ def main(argv=None) -> int:
   parser.add_argument('to', metavar='TO', help='the file or folder to write')
   parser.add_argument('--to_format', choices=[*convert.FORMS, *_TUNED_FORMS], help='default: by the name of TO')
   parser.add_argument('--dtype', choices=list(loading.DTYPES), help='type of all tensors; default: as each is')
+  parser.add_argument('--no_state', action='store_true', help="leave a T5X checkpoint's optimizer state behind")
   parser.add_argument('--base', metavar='MODEL', help="for peft, where FROM does not say it: the prompt's base model")
   args = parser.parse_args(argv)
   began = time.monotonic()

@@ -5,14 +5,12 @@ folder, run folder).
 """
 import argparse
 import collections
-import dataclasses
 import json
 import sys
 
 import numpy as np
 
 from prompt_tuning import loading
-from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.checkpoints import base, compare, tuned
 from prompt_tuning.checkpoints.source import Source, TensorInfo
 
@@ -31,28 +29,25 @@ def total(infos) -> str:
           f'({", ".join(f"{n} {name}" for name, n in types.items())})')
 
 
-def dimensions(config: BackboneConfig) -> str:
-  """What is not a default, and what has none."""
-  defaults = {field.name: field.default for field in dataclasses.fields(config)}
-  values = dataclasses.asdict(config)
-  return ', '.join(f'{name} {value}' for name, value in values.items() if value != defaults[name])
-
-
 def inspect_model(path: str, stored: bool, with_fingerprint: bool) -> None:
   source: Source = base.open_base(path)
-  state = base.open_t5x(path, 'state')
   leaves = source.tensors if stored else {name: leaf.info for name, leaf in compare.parameters(source).items()}
   print_table(sorted(leaves.items()))
   print(f'\nformat       {source.kind}\nmodel        {total(leaves.values())}')
   if left_out := [name for name in source.tensors if source.ignored(name)]:
     print(f'not needed   {", ".join(left_out)}')
-  if state is not None:
-    step = int(state.read('step', ())) if 'step' in state.tensors else 'unknown'
-    print(f'step         {step}\noptimizer    {total(state.tensors.values())}')
+  try:
+    state = base.open_t5x(path, 'state')
+  except FileNotFoundError as error:
+    print(f'optimizer    not whole: {error}')
+  else:
+    if state is not None:
+      step = int(state.read('step', ())) if 'step' in state.tensors else 'unknown'
+      print(f'step         {step}\noptimizer    {total(state.tensors.values())}')
   if source.config is None:
     print('dimensions   not of a model that is known here')
   else:
-    print(f'dimensions   {dimensions(source.config)}')
+    print(f'dimensions   {source.config}')
     if with_fingerprint:
       size = sum(info.nbytes for info in source.tensors.values())
       print(f'fingerprint  {compare.fingerprint(source, loading.megabytes(size))}')

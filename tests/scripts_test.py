@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -83,19 +82,21 @@ def test_help(script, capsys):
     (HF / 'peft_t5_v1_1_prompt', 'prompt.safetensors', 'safetensors'),
     (HF / 'peft_t5_v1_1_prompt', 'adapter', 'peft')])
 def test_formats_go_by_the_names(convert, tmp_path, origin, to, form):
-  if origin == SCAN:  # its golden lacks the optimizer's arrays
-    origin = without_state(SCAN, tmp_path / 'from' / 'checkpoint_0')
-  assert convert(origin, tmp_path / to).startswith(f'{origin} -> {tmp_path / to} ({form}) in ')
+  flags = ['--no_state'] if origin == SCAN else []  # its golden lacks the optimizer's arrays
+  assert convert(origin, tmp_path / to, *flags).startswith(f'{origin} -> {tmp_path / to} ({form}) in ')
   assert (tmp_path / to).exists()
 
 
-def without_state(origin, to):
-  """A copy of a T5X checkpoint whose index has no optimizer state."""
-  shutil.copytree(origin, to)
-  content = msgpack.unpackb((to / 'checkpoint').read_bytes())
-  content['optimizer'].pop('state')
-  (to / 'checkpoint').write_bytes(msgpack.packb(content))
-  return to
+def test_a_copy_without_the_optimizers_arrays(convert, run, tmp_path):
+  code, _, err = run(convert_checkpoint, SCAN, tmp_path / 'checkpoint_0')
+  assert code == 1
+  assert re.match(r'.*/state\.param_states\.\S+ holds no zarr array, though the index has .*--no_state', err)
+  assert list(tmp_path.iterdir()) == []
+  convert(SCAN, tmp_path / 'checkpoint_0', '--no_state')
+  assert raw_files.t5x(tmp_path / 'checkpoint_0', 'state').keys() == {'step'}
+  code, out, _ = run(inspect_checkpoint, SCAN)
+  assert code == 0
+  assert re.search(r'^optimizer    not whole: .* holds no zarr array', out, re.MULTILINE)
 
 
 def test_converting_there_and_back_says_what_is_left_out(convert, tmp_path):

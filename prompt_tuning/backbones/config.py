@@ -46,6 +46,11 @@ class BackboneConfig:
         if not least <= getattr(self, name) <= most:
           raise ValueError(f'{name} is {getattr(self, name)}; expected a number from {least} to {most}.')
 
+  def __str__(self) -> str:
+    """What is no default."""
+    values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+    return ', '.join(f'{field.name} {value}' for field, value in values if value != field.default)
+
 
 def _t5(d_model, layers, heads, head_dim, d_ff, **kwargs) -> BackboneConfig:
   return BackboneConfig(

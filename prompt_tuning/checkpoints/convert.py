@@ -40,20 +40,18 @@ def form_for(source: Source, to: str | os.PathLike) -> str:
 
 def convert(
     source: Source, to: str | os.PathLike, form: str, *, dtype: str | None = None,
-    expected: Mapping[str, tuple[int, ...]] | None = None, state: Source | None = None,
-    tick: Callable[[int], None] = lambda nbytes: None) -> None:
+    state: Source | None = None, tick: Callable[[int], None] = lambda nbytes: None) -> None:
   """Writes an opened checkpoint in another format; `to` appears whole or not at all.
 
   Args:
     form: one of `FORMS`; 't5x_scan' is T5X with scanned layers.
     dtype: 'float32' or 'bfloat16' for all tensors; None keeps the type of each.
-    expected: the shape of every parameter of the model by our path, where they are known.
     state: the optimizer state of a T5X checkpoint, which is kept if the format allows.
     tick: told how many bytes of parameters were written, after each piece.
 
   Raises:
     FileExistsError: `to` holds something.
-    base.CheckpointMismatchError: parameters are missing, unknown, or of other shapes than `expected`.
+    base.CheckpointMismatchError: parameters are missing, unknown, or of other shapes than the model's.
     ValueError: an unknown format, or one that has no place for this model.
   """
   if form not in FORMS:

@@ -25,9 +25,6 @@ class Folder:
   def name(self) -> str:
     return self.path.rpartition('/')[2]
 
-  def __truediv__(self, name: str) -> 'Folder':
-    return Folder(f'{self.path}/{name}')
-
   def spec(self, inside: str = '') -> dict[str, Any]:
     """The TensorStore key-value store of this folder, or of a folder `inside` it.
 

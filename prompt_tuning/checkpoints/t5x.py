@@ -84,7 +84,7 @@ def open_native(folder: Folder, part: str = 'target') -> source_lib.Source:
                               'whole checkpoint folder.')
     specs[name] = path, {'driver': 'zarr', 'kvstore': folder.spec(path), **metadata}
   size = None if folder.remote else folder.size
-  return _source(folder, arrays | _opened(folder, specs, exists, part == 'target', size), part)
+  return _source(folder, arrays | _opened(folder, specs, exists, size), part)
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -149,8 +149,7 @@ def open_orbax(folder: Folder, part: str = 'target') -> source_lib.Source:
   try:
     metadata = json.loads(folder.read(ORBAX))
     paths = [[key['key'] for key in entry['key_metadata']] for entry in metadata['tree_metadata'].values()]
-    prefix = '.'.join  # a name may hold no other dots
-    names = {prefix(path): '/'.join(path[1:]) for path in paths if path[0] == part}
+    names = {'.'.join(path): '/'.join(path[1:]) for path in paths if path[0] == part}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{folder}/{ORBAX} is missing or broken ({error!r}); copy it again.') from error
   store = {'driver': 'ocdbt', 'base': folder.spec('state')}
@@ -159,19 +158,19 @@ def open_orbax(folder: Folder, part: str = 'target') -> source_lib.Source:
     present = {key.decode() for key in ts.KvStore.open(store).result().list().result()}
   except ValueError as error:
     raise ValueError(f'{folder}: its key-value store cannot be read ({error}); copy it again.') from error
-  return _source(folder, _opened(folder, specs, present.__contains__, part == 'target'), part)
+  return _source(folder, _opened(folder, specs, present.__contains__), part)
 
 
 # --- arrays ---
 
 
 def _opened(
-    folder: Folder, specs: Mapping[str, tuple[str, dict[str, Any]]], exists: Callable[[str], bool], complete: bool,
+    folder: Folder, specs: Mapping[str, tuple[str, dict[str, Any]]], exists: Callable[[str], bool],
     size: Callable[[str], int | None] | None = None) -> Tensors:
   """Opens all arrays by (path, TensorStore spec) and looks at the files of their chunks.
 
   Args:
-    complete: a chunk that is not there is an error, else it is zeros.
+    exists: whether there is a file; a chunk that is not there would be read as zeros.
     size: of a file, if that can be told; one far too small for its chunk is refused, because TensorStore ends the
       process when it cannot allocate what an array's metadata promise.
   """
@@ -189,8 +188,6 @@ def _opened(
       raise ValueError(f'{folder}: {name} of shape {list(array.shape)} is in chunks of {list(chunk)}; expected '
                        'chunks no larger than the array.')
     nbytes = math.prod(chunk) * array.dtype.numpy_dtype.itemsize
-    if not complete and nbytes <= _LARGE:
-      continue
     grid = [range(-(-n // c)) for n, c in zip(array.shape, chunk, strict=True)]
     separator = array.spec().to_json()['metadata'].get('dimension_separator', '.')
     for at in itertools.product(*grid):
@@ -198,10 +195,8 @@ def _opened(
       if size and nbytes > _LARGE and nbytes > _UNPACKED * (have := size(file) or math.inf):
         raise ValueError(f'{folder}/{file} has {have} bytes, too few for a chunk of {name}, which is to have {nbytes}: '
                          'copy it again.')
-      if complete and not exists(file):
-        raise FileNotFoundError(
-            f'{folder}/{file} is missing, a chunk of {name}: copy the whole checkpoint folder. (T5X leaves out '
-            'chunks that are all zeros, but no parameter of a T5 is.)')
+      if not exists(file):
+        raise FileNotFoundError(f'{folder}/{file} is missing, a chunk of {name}: copy the whole checkpoint folder.')
   return arrays
 
 

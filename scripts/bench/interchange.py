@@ -106,15 +106,14 @@ def make(root: pathlib.Path, size: str, dtype: str) -> dict:
   """Writes a random model in both formats; its bytes and those of its largest tensor."""
   import jax.numpy as jnp
 
-  from prompt_tuning import loading
   from prompt_tuning.backbones import config as config_lib
-  from prompt_tuning.checkpoints import base
+  from prompt_tuning.checkpoints import base, keys
   from prompt_tuning.checkpoints import convert as convert_lib
   from prompt_tuning.checkpoints.families import t5
   from prompt_tuning.checkpoints.source import Source, TensorInfo
   config = config_lib.from_size(size)
-  shapes = loading.parameter_shapes(config)
   table = t5.key_table(config)
+  shapes = keys.shapes(config, table)
   tensors = {name: TensorInfo(entry.stored_shape(shapes[path]), jnp.dtype(dtype))
              for path, entry in table.items() for name in entry.names}
   rng = np.random.default_rng(0)

@@ -56,6 +56,13 @@ def test_folders_that_are_no_checkpoint(tmp_path):
     base.open_base(tmp_path)
 
 
+def test_what_was_trained_is_no_base(goldens, tmp_path):
+  (tmp_path / 'prompts').mkdir()
+  for folder in (goldens / 'hf/peft_t5_v1_1_prompt', tmp_path):
+    with pytest.raises(ValueError, match=f'{folder} holds something trained on a base model.* as CHECKPOINT_PATH'):
+      base.open_base(folder)
+
+
 def test_of_several_steps_one_must_be_named(tmp_path):
   for step in (100, 20):
     (tmp_path / f'checkpoint_{step}').mkdir()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import base, convert, source
+from prompt_tuning.checkpoints import base, convert, keys, source
 from prompt_tuning.checkpoints.families import t5
-from tests.checkpoints.folders import parameter_shapes, run
+from tests.checkpoints.folders import run
 
 NATIVE, SCANNED = 't5x/t5x_native/checkpoint_0', 't5x/t5x_native_scan/checkpoint_0'
 FORMS = [('hf/t5_v1_1', 'huggingface'), (NATIVE, 't5x'), (SCANNED, 't5x_scan'), (NATIVE, 'huggingface')]
@@ -73,12 +73,13 @@ def test_what_exists_is_not_written_over(goldens, tmp_path, name, form):
 
 def made_up(config, form):
   """A checkpoint whose tensors are made when they are read."""
-  table = {'huggingface': t5.key_table, 't5x': t5.t5x_key_table, 't5x_scan': t5.t5x_scanned_key_table}[form]
-  shapes = parameter_shapes(config)
+  table_of = {'huggingface': t5.key_table, 't5x': t5.t5x_key_table, 't5x_scan': t5.t5x_scanned_key_table}[form]
+  table = table_of(config)
+  shapes = keys.shapes(config, table)
   tensors = {name: source.TensorInfo(entry.stored_shape(shapes[path]), np.dtype(np.float32))
-             for path, entry in table(config).items() for name in entry.names}
+             for path, entry in table.items() for name in entry.names}
   read = lambda name, index: np.ones([s.stop - s.start for s in index], np.float32)
-  return source.Source('made up', form, tensors, config, read, table, lambda name: False)
+  return source.Source('made up', form, tensors, config, read, table_of, lambda name: False)
 
 
 @pytest.mark.parametrize(('origin', 'form', 'dtype'), [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from prompt_tuning import loading, trees
+from prompt_tuning import trees
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.checkpoints import base, convert
 
@@ -60,11 +60,8 @@ def rewrite(folder, tensors=None, **settings):
   (folder / 'config.json').write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
 
 
-parameter_shapes = functools.cache(loading.parameter_shapes)
-
-
 def run(origin, to, form, **kwargs):
   """Converts a folder, as the script does but for the optimizer's state; returns `to`."""
   opened = base.open_base(origin)
-  convert.convert(opened, to, form, expected=parameter_shapes(opened.config), **kwargs)
+  convert.convert(opened, to, form, **kwargs)
   return to
