@@ -56,12 +56,12 @@ def inspect_model(path: str, stored: bool, with_fingerprint: bool) -> None:
 def inspect_tuned(path: str) -> None:
   thing = tuned.load(path)
   print_table([(name, TensorInfo(x.shape, x.dtype)) for name, x in sorted(thing.tensors.items())])
-  print(f'\nmethod       {thing.method}')
+  print(f'\n{"method":<17}{thing.method}')
   for name, x in sorted(thing.tensors.items()):
     norms = np.linalg.norm(x.reshape(-1, x.shape[-1]), axis=-1)
-    print(f'norms        {name}: from {norms.min():.4g} to {norms.max():.4g}, mean {norms.mean():.4g}')
+    print(f'{"norms":<17}{name}: from {norms.min():.4g} to {norms.max():.4g}, mean {norms.mean():.4g}')
   for key, value in thing.about.items():
-    print(f'{key:<12} {value if isinstance(value, str) else json.dumps(value)}')
+    print(f'{key:<17}{value if isinstance(value, str) else json.dumps(value)}')
 
 
 def main(argv=None) -> int:

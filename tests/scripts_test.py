@@ -182,8 +182,8 @@ def test_inspect_a_prompt(run, tmp_path):
   tuned.save_safetensors(tmp_path / 'a.safetensors', tuned.Tuned('prompt', {tuned.PROMPT: rows}, about))
   code, out, _ = run(inspect_checkpoint, tmp_path / 'a.safetensors')
   assert code == 0
-  for line in ('prompt/embedding  float32               48  [3, 4]', 'method       prompt',
-               'norms        prompt/embedding: from 1 to 1, mean 1', 'base_fingerprint 0123', 'step         7'):
+  for line in ('prompt/embedding  float32               48  [3, 4]', 'method           prompt',
+               'norms            prompt/embedding: from 1 to 1, mean 1', 'base_fingerprint 0123', 'step             7'):
     assert line in out.splitlines()
 
 
