@@ -37,20 +37,25 @@ class Tensor(NamedTuple):
   begin: int  # of the tensor, in bytes
 
   def read(self, index: source_lib.Index) -> np.ndarray:
-    """A view of the slice `index` of the tensor; nothing else is read from disk.
+    """A view of the slice `index` of the tensor; of the disk, only its rows are read.
 
-    The tensor is mapped into memory for as long as the view lives: a map of the whole file would count all
-    of the pages ever read as this process's memory.
+    They are mapped into memory for as long as the view lives: a map of the whole file would count all of the
+    pages ever read as this process's memory.
     """
-    if not self.info.nbytes:
+    shape = self.info.shape or (1,)
+    first, behind, _ = (index[0] if index else slice(None)).indices(shape[0])
+    row = self.info.nbytes // max(shape[0], 1)
+    nbytes = row * (behind - first)
+    if nbytes <= 0:
       return np.zeros(self.info.shape, self.info.dtype)[index]
-    start = self.begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    offset = self.begin - start
+    begin = self.begin + first * row
+    start = begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     with open(self.file, 'rb') as f:
-      pages = mmap.mmap(f.fileno(), offset + self.info.nbytes, access=mmap.ACCESS_READ, offset=start)
+      pages = mmap.mmap(f.fileno(), begin - start + nbytes, access=mmap.ACCESS_READ, offset=start)
     pages.madvise(mmap.MADV_WILLNEED)
-    data = np.frombuffer(pages, np.uint8, self.info.nbytes, offset)
-    return data.view(self.info.dtype).reshape(self.info.shape)[index]
+    rows = np.frombuffer(pages, np.uint8, nbytes, begin - start).view(self.info.dtype)
+    rows = rows.reshape(behind - first, *shape[1:])[(slice(None), *index[1:])]
+    return rows if self.info.shape else rows[0]
 
 
 def open_file(file: pathlib.Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Hugging Face folders: values against the raw tensors, the head's many spellings, and every refusal."""
 import json
+import mmap
 import shutil
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import safetensors.numpy
 
 from prompt_tuning import trees
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import base, huggingface
+from prompt_tuning.checkpoints import base, huggingface, safetensors_file
 from prompt_tuning.checkpoints.families import t5
 from prompt_tuning.checkpoints.source import TensorInfo
 
@@ -274,3 +275,18 @@ def test_a_failed_write_leaves_nothing(tiny, tmp_path):
   (tmp_path / 'model' / 'notes').touch()
   with pytest.raises(FileExistsError, match='already holds something: remove it'):
     write(tmp_path / 'model', config, parameters)
+
+
+def test_a_slice_maps_its_rows_only(goldens, monkeypatch):
+  file = goldens / 'hf/t5_v1_1/model.safetensors'
+  tensor = safetensors_file.open_file(file)['shared.weight']
+  whole = tensor.read(())
+  mapped = []
+  real = mmap.mmap
+  monkeypatch.setattr(mmap, 'mmap', lambda fd, length, **kwargs: (mapped.append(length), real(fd, length, **kwargs))[1])
+  for index in (np.s_[3:5], np.s_[250:, 7:9], np.s_[:0], np.s_[:, 31:]):
+    index = index if isinstance(index, tuple) else (index,)
+    np.testing.assert_array_equal(tensor.read(index), whole[index])
+  row = whole[0].nbytes
+  page = mmap.ALLOCATIONGRANULARITY
+  assert [(n - rows * row) // page for n, rows in zip(mapped, (2, 6, 256), strict=True)] == [0, 0, 0]
