@@ -127,6 +127,17 @@ def test_what_exists_is_not_written_over(run, tmp_path, to):
   assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(to, 'mine')]
 
 
+@pytest.mark.parametrize(('origin', 'to'), [
+    ('t5_v1_1', 'gs://bucket/model'), ('peft_t5_v1_1_prompt', 'gs://bucket/x.npy'),
+    ('peft_t5_v1_1_prompt', 'gs://bucket/x.safetensors'), ('peft_t5_v1_1_prompt', 'gs://bucket/adapter')])
+def test_an_address_is_no_folder_here(run, tmp_path, monkeypatch, origin, to):
+  monkeypatch.chdir(tmp_path)
+  code, _, err = run(convert_checkpoint, HF / origin, to)
+  assert (code, err) == (1, f'convert_checkpoint.py: {to} is not on a disk; only T5X checkpoints (checkpoint_<step>) '
+                         'are written elsewhere: name a local path and copy it.\n')
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_prompt_through_every_form(convert, run, tmp_path):
   """PEFT -> .safetensors -> PEFT -> .npy -> .safetensors keep the values, the first two what is known as well."""
   origin, ours, adapter = HF / 'peft_t5_v1_1_prompt', tmp_path / 'a.safetensors', tmp_path / 'adapter'

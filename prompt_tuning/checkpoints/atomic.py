@@ -9,14 +9,27 @@ import shutil
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def on_disk(path: str | os.PathLike) -> pathlib.Path:
+  """The path, unless it is an address, of which a folder called `gs:` would be made here.
+
+  Raises:
+    ValueError: it is one.
+  """
+  if '://' in str(path):
+    raise ValueError(f'{path} is not on a disk; only T5X checkpoints (checkpoint_<step>) are written elsewhere: name a '
+                     'local path and copy it.')
+  return pathlib.Path(path)
+
+
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives a folder to fill, which becomes `path` when the block ends and vanishes if it fails.
 
   Raises:
     FileExistsError: `path` holds something.
+    ValueError: `path` is an address such as gs://.
   """
-  path = pathlib.Path(path).absolute()
+  path = on_disk(path).absolute()
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise FileExistsError(f'{path} already holds something: remove it, or name another folder.')
   path.parent.mkdir(parents=True, exist_ok=True)

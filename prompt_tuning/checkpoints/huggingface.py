@@ -157,14 +157,13 @@ def writing(
   settings['torch_dtype'] = max(tensors.values(), key=lambda info: info.nbytes).dtype.name
   shards = _shards(tensors, shard_bytes)
   with atomic.new_folder(path) as folder, contextlib.ExitStack() as stack:
-    files = {}
-    for file, names in shards.items():
-      writer = stack.enter_context(
-          safetensors_file.Writer(folder / file, {name: tensors[name] for name in names}))
-      files |= dict.fromkeys(names, writer)
-    yield Writer(table, files)
-    for writer in files.values():
-      writer.check_complete()
+    files = [
+        stack.enter_context(safetensors_file.Writer(folder / file, {name: tensors[name] for name in names}))
+        for file, names in shards.items()
+    ]
+    yield Writer(table, {name: file for file, names in zip(files, shards.values(), strict=True) for name in names})
+    for file in files:
+      file.check_complete()
     if len(shards) > 1:
       total = sum(info.nbytes for info in tensors.values())
       weight_map = {name: file for file, names in shards.items() for name in names}

@@ -23,7 +23,7 @@ from numpy.lib import format as npy_format
 import safetensors
 
 from prompt_tuning import trees
-from prompt_tuning.checkpoints import safetensors_file
+from prompt_tuning.checkpoints import atomic, safetensors_file
 
 PROMPT = 'prompt/embedding'  # path of the one tensor of a prompt, [P, D]
 
@@ -147,7 +147,7 @@ def save_npy(path: str | os.PathLike, tuned: Tuned) -> None:
     raise ValueError(f'{path}: a .npy holds a prompt [P, D], not a {tuned.method}; save it as .safetensors.')
   content = io.BytesIO()
   npy_format.write_array(content, checked(path, 'prompt', tuned.tensors)[PROMPT], allow_pickle=False)
-  write_bytes(pathlib.Path(path), content.getvalue())
+  write_bytes(atomic.on_disk(path), content.getvalue())
 
 
 # --- .safetensors ---
@@ -215,7 +215,7 @@ def save_safetensors(path: str | os.PathLike, tuned: Tuned) -> None:
   metadata |= {
       'format': _FORMAT, 'version': _VERSION, 'method': tuned.method, 'sha256': _checksum(tensors),
       'virtual_tokens': json.dumps(_layout(tuned.method, tensors), sort_keys=True)}
-  write_bytes(pathlib.Path(path), encode_safetensors(tensors, metadata))
+  write_bytes(atomic.on_disk(path), encode_safetensors(tensors, metadata))
 
 
 def encode_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
