@@ -1,4 +1,7 @@
-"""The command line: `prompt-tuning train|eval|infer`, the same as `python -m prompt_tuning.train|evaluate|infer`."""
+"""The command line: `prompt-tuning train|eval|infer`, the same as `python -m prompt_tuning.train|evaluate|infer`.
+
+And `prompt-tuning score`, which reads files and no configuration: it has plain flags.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -44,6 +47,9 @@ def run(command: str, argv: Sequence[str]) -> int:
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
+  if command == 'score':
+    from prompt_tuning.score import score
+    return score(argv)
   import gin
 
   from prompt_tuning import gin_utils
@@ -87,12 +93,13 @@ def _ours(error: Exception) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
   """Entry point of the console script."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  if argv and argv[0] in COMMANDS:
+  if argv and argv[0] in (*COMMANDS, 'score'):
     return run(argv[0], argv[1:])
   parser = argparse.ArgumentParser(
       prog='prompt-tuning', description='Small trainables on large frozen language models.')
   commands = parser.add_subparsers(metavar='COMMAND', required=True)
-  for name, (_, _, about) in COMMANDS.items():
+  abouts = {name: about for name, (_, _, about) in COMMANDS.items()}
+  for name, about in {**abouts, 'score': 'metrics of outputs against references'}.items():
     commands.add_parser(name, help=f'{about}; see `prompt-tuning {name} --help`')
   parser.parse_args(argv)
   return 0

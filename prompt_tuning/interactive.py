@@ -1,15 +1,24 @@
 """A prompted model to talk to from Python: text in, text out; no gin, no seqio, no TensorFlow."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import features, loading
-from prompt_tuning.methods import prompt as prompt_lib
+from prompt_tuning import decoding, features, loading
+from prompt_tuning.methods import finished
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.types import Trainable
+
+
+class Prediction(NamedTuple):
+  """What a model says to a text."""
+
+  text: str
+  log_prob: float  # of its tokens and the end of sequence
+  score: float  # what ranks it: `log_prob`, of beams with their length penalty
 
 
 def _bucket(length: int, step: int = 16) -> int:
@@ -18,7 +27,7 @@ def _bucket(length: int, step: int = 16) -> int:
 
 
 class PromptedModel:
-  """A frozen base with a trained prompt.
+  """A frozen base with a trained prompt or prefix.
 
     model = PromptedModel.load('models/t5', 'runs/sst2')
     model.predict(['sentence: a gorgeous , witty , seductive movie .'])
@@ -27,36 +36,68 @@ class PromptedModel:
   def __init__(self, loaded: loading.Loaded, trainable: Trainable, batch_size: int = 32):
     """`load` is the usual way here."""
     self._loaded, self.trainable, self._batch_size = loaded, trainable, batch_size
+    self._layout = features.layout_of(loaded.config, loaded.tokenizer)
     everywhere = loaded.partitioner.replicated
-    self._generate = jax.jit(loaded.model.generate, static_argnums=3, out_shardings=everywhere)
+    self._generate = jax.jit(
+        loaded.model.generate, static_argnames=('length', 'decoder'), out_shardings=everywhere)
     self._score = jax.jit(loaded.model.score, out_shardings=everywhere)
 
   @classmethod
   def load(
       cls, base: str, prompt: str, *, backbone: loading.Backbone | None = None,
       partitioner: Partitioner | None = None, batch_size: int = 32) -> 'PromptedModel':
-    """Loads a base checkpoint (Hugging Face folder or T5X) and a prompt in any form that `tuned.load` reads.
+    """Loads a base checkpoint (Hugging Face folder or T5X) and what was trained, as `finished.load` reads it.
 
     A prompt that says that it was trained on another base gets a `tuned.OtherBaseWarning`.
 
     Raises:
       FileNotFoundError, ValueError: a path that is wrong, or a prompt that does not fit the base.
     """
-    loaded = loading.load(base, prompt_lib.load(prompt), backbone, partitioner)
+    loaded = loading.load(base, finished.load(prompt), backbone, partitioner)
     loaded.partitioner.check_batch(batch_size, 'batch_size')
     return cls(loaded, loaded.new_trainable(0), batch_size)
 
-  def predict(self, texts: Sequence[str], max_length: int = 64) -> list[str]:
-    """Greedy predictions; `texts` are inputs in the task's format, such as 'sentence: ...'."""
-    return self.predict_with_scores(texts, max_length)[0]
+  def predict(self, texts: Sequence[str], max_length: int = 64, decoder: decoding.Decoder | None = None) -> list[str]:
+    """The (best) prediction for each text; `texts` are inputs in the task's format, such as 'sentence: ...'."""
+    return [best.text for best, *_ in self.decode(texts, max_length, decoder)]
 
-  def predict_with_scores(self, texts: Sequence[str], max_length: int = 64) -> tuple[list[str], list[float]]:
-    """Greedy predictions and their log-probabilities."""
-    decoded = self._by_length(
-        texts, [''] * len(texts),
-        lambda batch: self._generate(self.trainable, self._loaded.frozen, batch, max_length))
-    decode = self._loaded.tokenizer.decode
-    return [decode(tokens) for tokens, _ in decoded], [float(score) for _, score in decoded]
+  def decode(
+      self, texts: Sequence[str], max_length: int = 64, decoder: decoding.Decoder | None = None, *,
+      first: int = 0) -> list[list[Prediction]]:
+    """Predictions for each text: as many as the decoder returns, best first (samples: as drawn).
+
+    Args:
+      decoder: `decoding.Greedy()` if None, `decoding.Beam(...)` or `decoding.Sampling(...)`.
+      first: number of the first text; samples depend on a text's number, not on its neighbours.
+
+    Raises:
+      ValueError: a text is empty, or too long for the model's learned positions.
+    """
+    for i, text in enumerate(texts):
+      try:
+        self.check(text, max_length)
+      except ValueError as error:
+        raise ValueError(f'Text {first + i}: {error}') from error
+    limit = self._loaded.model.source_limit(self.trainable, max_length)
+    rows = self._by_length(
+        texts, [''] * len(texts), limit,
+        lambda batch, numbers: self._generate(
+            self.trainable, self._loaded.frozen, batch, length=max_length, decoder=decoder,
+            keys=decoding.example_keys(first + numbers)))
+    text_of = lambda ids: self._layout.decode(self._loaded.tokenizer, ids)
+    return [[Prediction(text_of(tokens), float(log_prob), float(score))
+             for tokens, log_prob, score in zip(*row, strict=True)] for row in rows]
+
+  def check(self, text: str, max_length: int = 64) -> None:
+    """Raises ValueError if `text` is empty, or too long to decode `max_length` tokens for it."""
+    if not text.strip():
+      raise ValueError('it is empty; expected an input in the format of the task.')
+    limit = self._loaded.model.source_limit(self.trainable, max_length)
+    tokens = len(self._layout.encode(self._loaded.tokenizer, text)['inputs'])
+    if limit is not None and tokens + self._loaded.model.method.virtual_tokens > limit:
+      raise ValueError(
+          f'it has {tokens} tokens, but the model has positions for {limit - self._loaded.model.method.virtual_tokens} '
+          f'if {max_length} are to be decoded. Shorten it, or lower MAX_DECODE_LENGTH.')
 
   def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[float]:
     """Log-probability of each target given its text (summed over tokens and the end of sequence).
@@ -67,11 +108,17 @@ class PromptedModel:
     if len(texts) != len(targets):
       raise ValueError(f'{len(texts)} texts but {len(targets)} targets; expected one target a text.')
     rows = self._by_length(
-        texts, targets, lambda batch: (self._score(self.trainable, self._loaded.frozen, batch),))
+        texts, targets, None, lambda batch, _: (self._score(self.trainable, self._loaded.frozen, batch),))
     return [float(score) for (score,) in rows]
 
   def nearest_words(self, k: int = 5) -> list[list[tuple[str, float]]]:
-    """The `k` vocabulary pieces nearest to each virtual token by cosine (Lester et al. 2021, section 7)."""
+    """The `k` vocabulary pieces nearest to each virtual token by cosine (Lester et al. 2021, section 7).
+
+    Raises:
+      ValueError: what was trained is no prompt.
+    """
+    if 'prompt' not in self.trainable:
+      raise ValueError(f'Nearest words are those of a prompt; this is a {", ".join(self.trainable)}.')
     table = jnp.asarray(self._loaded.frozen['token_embedder']['embedding'], jnp.float32)
     prompt = self.trainable['prompt']['embedding']
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
@@ -86,21 +133,23 @@ class PromptedModel:
     devices = self._loaded.partitioner.mesh.shape['data']
     return min(self._batch_size, devices * (1 << max(0, -(-n // devices) - 1).bit_length()))
 
-  def _by_length(self, texts, targets, run) -> list[tuple]:
-    """Runs batches of texts of similar length through `run` and returns its rows in the order given."""
-    encode, config = self._loaded.tokenizer.encode, self._loaded.config
-    method = self._loaded.model.method
-    ids = lambda text: np.array([*encode(text), config.eos_id])
-    examples = [{'inputs': ids(text), 'targets': ids(target)} for text, target in zip(texts, targets, strict=True)]
+  def _by_length(self, texts, targets, limit, run) -> list[tuple]:
+    """Runs batches of texts of similar length, and their numbers, through `run`; its rows in the order given."""
+    tokenizer, method = self._loaded.tokenizer, self._loaded.model.method
+    examples = [self._layout.encode(tokenizer, *row) for row in zip(texts, targets, strict=True)]
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]['inputs']))
     rows: list[tuple] = [()] * len(examples)
     for begin in range(0, len(order), self._batch_size):
       chosen = order[begin:begin + self._batch_size]
       some = [examples[i] for i in chosen]
       lengths = {name: _bucket(max(len(e[name]) for e in some)) for name in ('inputs', 'targets')}
-      convert = features.Converter(lengths, method.place, method.virtual_tokens, config.vocab_size, config.eos_id)
+      if limit is not None:
+        lengths['inputs'] = min(lengths['inputs'], limit - method.virtual_tokens)
+      convert = features.Converter(
+          lengths, method.place, method.virtual_tokens, self._loaded.config.vocab_size, self._layout)
       batch = self._loaded.partitioner.place_batch(convert(some, self._rows(len(some))))
-      columns = [np.asarray(x) for x in run(batch)]
+      numbers = np.resize(chosen, self._rows(len(some)))
+      columns = [np.asarray(x) for x in run(batch, numbers)]
       for row, i in enumerate(chosen):
         rows[i] = tuple(column[row] for column in columns)
     return rows

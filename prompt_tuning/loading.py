@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import trees
+from prompt_tuning.backbones import bart, gpt2, t5
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.backbones import t5
 from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.checkpoints import base as base_checkpoints
 from prompt_tuning.methods.base import Base, Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
 from prompt_tuning.prompted import Prompted
-from prompt_tuning.tokenizer import T5_VOCABULARY, Tokenizer
+from prompt_tuning.tokenizer import T5_VOCABULARY, AnyTokenizer, open_tokenizer
 from prompt_tuning.types import Params, Trainable
 
-BACKBONES: dict[str, type[nn.Module]] = {'t5': t5.T5}
+BACKBONES: dict[str, type[nn.Module]] = {'t5': t5.T5, 'gpt2': gpt2.GPT2, 'bart': bart.BART}
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -36,6 +36,7 @@ class Backbone:
     dropout_rate: of the frozen model while training (Lester et al. 2021 leave T5's 0.1 on).
     scan: one compiled layer in a loop (fast to compile), else unrolled (faster on a CPU).
     remat: 'none', 'dots' or 'full', see `backbones/stack.py`.
+    tokenizer: a folder or file of its tokenizer; None: what lies beside the checkpoint, else T5's own for T5.
   """
 
   size: str | None = None
@@ -44,6 +45,7 @@ class Backbone:
   dropout_rate: float = 0.1
   scan: bool = True
   remat: str = 'none'
+  tokenizer: str | None = None
 
   def __post_init__(self):
     for name in ('dtype', 'param_dtype'):
@@ -69,7 +71,7 @@ class Loaded:
 
   model: Prompted
   frozen: Params
-  tokenizer: Tokenizer
+  known_tokenizer: AnyTokenizer | None
   partitioner: Partitioner
   path: str
   abstract: Params  # shapes boxed with logical axis names
@@ -78,13 +80,27 @@ class Loaded:
   def config(self) -> BackboneConfig:
     return self.model.backbone.config
 
+  @property
+  def tokenizer(self) -> AnyTokenizer:
+    """Raises ValueError if there is none; a model without can be loaded as long as no text is needed."""
+    return _needed(self.known_tokenizer, self.config, self.path)
+
   def base(self) -> Base:
     """What initialisers of a method may see."""
     table = self.frozen['token_embedder']['embedding']
     take = jax.jit(lambda table, ids: jnp.take(table, ids, axis=0, mode='fill').astype(jnp.float32),
                    out_shardings=self.partitioner.replicated)
     rows = lambda ids: np.asarray(take(table, _known(ids, self.config, self.path)))
-    return Base(self.config, rows, self.tokenizer.encode, self.path, self.fingerprint)
+    read = jax.jit(
+        lambda frozen, tokens: self.model.backbone.apply({'params': frozen}, tokens, method='activations'),
+        out_shardings=self.partitioner.replicated)
+
+    def activations(ids):
+      both = read(self.frozen, _known(ids, self.config, self.path)[None])
+      return {site: tuple(np.asarray(x[name][:, 0], np.float32) for name in ('k', 'v')) for site, x in both.items()}
+
+    return Base(self.config, rows, lambda text: self.tokenizer.encode(text), self.path, self.fingerprint, activations,
+                lambda: self.frozen)
 
   def new_trainable(self, seed: int) -> Trainable:
     """The method's trainables as its initialisers make them, whole on every device."""
@@ -121,6 +137,7 @@ def load(
     raise ValueError('Neither INITIAL_CHECKPOINT_PATH nor MODEL_SIZE is set: name a base checkpoint, or a size '
                      f'({", ".join(config_lib.SIZES)}) for random parameters.')
   partitioner.check_heads(config.num_heads)
+  tokenizer = _tokenizer(backbone.tokenizer or (source and source.tokenizer_path), config)
   model = Prompted(backbone.module(config), method)
   boxed = model.abstract_frozen()
   shardings = partitioner.shardings(boxed)
@@ -131,7 +148,6 @@ def load(
   else:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nn.meta.unbox(boxed))
     frozen = base_checkpoints.load_params(source, abstract, shardings, tick=megabytes(trees.nbytes(abstract)))
-  tokenizer = Tokenizer((source and source.tokenizer_path) or T5_VOCABULARY)
   return Loaded(model, frozen, tokenizer, partitioner, path or f'random {backbone.size}', boxed)
 
 
@@ -165,7 +181,21 @@ def base_of(path: str) -> Base:
     between = source.read(name, (slice(first, ids.max() + 1),))  # at once: T5X's chunks are many rows
     return between[ids - first].astype(np.float32)
 
-  return Base(source.config, rows, Tokenizer(source.tokenizer_path or T5_VOCABULARY).encode)
+  tokenizer = _tokenizer(source.tokenizer_path, source.config)
+  return Base(source.config, rows, lambda text: _needed(tokenizer, source.config, path).encode(text))
+
+
+def _tokenizer(path: str | None, config: BackboneConfig) -> AnyTokenizer | None:
+  """The tokenizer there; T5's own where T5 comes without."""
+  path = path or (T5_VOCABULARY if config.family == 't5' else None)
+  return path and open_tokenizer(path, config.family)
+
+
+def _needed(tokenizer: AnyTokenizer | None, config: BackboneConfig, path: str) -> AnyTokenizer:
+  if tokenizer is None:
+    raise ValueError(f'{path}: this {config.family} model comes without a tokenizer, and text is to be read. Copy its '
+                     "tokenizer's files into its folder, or name their folder by Backbone.tokenizer.")
+  return tokenizer
 
 
 def _known(ids: Sequence[int], config: BackboneConfig, path: str) -> np.ndarray:

@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning import decoding, trees
+from prompt_tuning.backbones import cache as cache_lib
+from prompt_tuning.backbones import sites as sites_lib
+from prompt_tuning.backbones import stack
 from prompt_tuning.methods.base import Base, Method, Patch
 from prompt_tuning.types import Array, Batch, Params, Trainable
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompted:
-  """A frozen encoder-decoder and the small thing trained on top of it; all functions are pure.
+  """A frozen language model and the small thing trained on top of it; all functions are pure.
 
   `frozen` is the backbone's parameter tree, `trainable` the method's variables {collection: ...}.
   """
@@ -37,9 +40,9 @@ class Prompted:
     return jax.eval_shape(self.backbone.init, jax.random.key(0), batch)['params']
 
   def logits(self, trainable: Trainable, frozen: Params, batch: Batch, dropout_key: jax.Array | None = None) -> Array:
-    """Teacher-forced logits [B, T, V]; the frozen model's dropout is active where there is a `dropout_key`."""
-    frozen, patch = self._patched(trainable, frozen)
+    """Teacher-forced logits [B, T, V]; dropout (method's and frozen model's) is active if there is a `dropout_key`."""
     rngs = {} if dropout_key is None else {'dropout': dropout_key}
+    frozen, patch = self._patched(trainable, frozen, rngs)
     return self.backbone.apply(
         {'params': frozen}, batch, patch.sites, deterministic=dropout_key is None, rngs=rngs)
 
@@ -49,19 +52,45 @@ class Prompted:
     chosen = jnp.take_along_axis(log_probs, batch['decoder_target_tokens'][..., None], axis=-1)[..., 0]
     return jnp.sum(chosen * batch['decoder_loss_weights'], axis=-1)
 
-  def generate(self, trainable: Trainable, frozen: Params, batch: Batch, length: int) -> decoding.Decoded:
-    """Greedy decoding of `encoder_input_tokens` [B, S] to at most `length` tokens."""
-    frozen, patch = self._patched(trainable, frozen)
-    config, tokens = self.backbone.config, batch['encoder_input_tokens']
-    call = lambda method, *args, **kwargs: self.backbone.apply({'params': frozen}, *args, method=method, **kwargs)
-    encoded = call('encode', tokens, patch.sites)
-    start = jnp.full((tokens.shape[0], 1), config.pad_id, jnp.int32)
-    logits, cache = call('decode', start, encoded, tokens, patch.sites, keep_cache=True)
-    step = lambda last, cache, position: call('decode_step', last, cache, position, tokens, patch.sites)
-    return decoding.greedy(
-        logits[:, 0], decoding.grow_cache(cache, length), step,
-        length=length, eos_id=config.eos_id, pad_id=config.pad_id)
+  def generate(
+      self, trainable: Trainable, frozen: Params, batch: Batch, length: int,
+      decoder: decoding.Decoder | None = None, keys: jax.Array | None = None) -> decoding.Decoded:
+    """Decodes at most `length` tokens for each source of the batch.
 
-  def _patched(self, trainable: Trainable, frozen: Params) -> tuple[Params, Patch]:
-    patch = self.method.apply(trainable)
+    Args:
+      batch: `encoder_input_tokens` [B, S] and, of `decoder_input_tokens` [B, T], the start tokens.
+      decoder: `decoding.Greedy()` (the default), `decoding.Beam(...)` or `decoding.Sampling(...)`.
+      keys: a random key an example [B], for sampling.
+    """
+    decoder = decoder or decoding.Greedy()
+    frozen, patch = self._patched(trainable, frozen)
+    config = self.backbone.config
+    logits, context = self.backbone.apply({'params': frozen}, batch, patch.sites, length=length, method='prefill')
+    backbone, sites = self.backbone, patch.sites
+    if not backbone.scan:
+      layers = config.decoder_layers
+      backbone, frozen = backbone.clone(apart=True), stack.apart_params(frozen, 'decoder', layers)
+      sites = {name: stack.apart(site, layers) if name.startswith('decoder/') else site for name, site in sites.items()}
+      context |= {name: stack.apart(context[name], layers) for name in ('self', 'cross') if name in context}
+
+    def step(tokens, cache, time, visible):
+      visible = visible.reshape(*tokens.shape, -1)  # [B, K, T K]
+      logits, new = backbone.apply({'params': frozen}, tokens, cache, time, visible, sites, method='decode_step')
+      return logits, cache_lib.write(cache, new, time)
+
+    ids = decoding.TokenIds(config.eos_id, config.pad_id, config.forced_bos_id, config.forced_eos_id)
+    return decoder(
+        logits, cache_lib.grow(context, length * decoder.width), step, length=length, ids=ids, keys=keys)
+
+  def source_limit(self, trainable: Trainable, length: int) -> int | None:
+    """Tokens of a source, virtual ones included, that leave room to decode `length`; None: as many as you like."""
+    config = self.backbone.config
+    if not config.max_positions:
+      return None
+    sites = jax.eval_shape(lambda: self.method.apply(trainable).sites)
+    taken = sites_lib.length(sites, 'decoder/attn_kv') + length if config.decoder_only else 0
+    return config.max_positions - taken
+
+  def _patched(self, trainable: Trainable, frozen: Params, rngs=None) -> tuple[Params, Patch]:
+    patch = self.method.apply(trainable, rngs=rngs)
     return trees.overlay(frozen, patch.overlay), patch

@@ -14,11 +14,12 @@ PyTree = Any
 Params = Mapping[str, Any]  # nested dict of arrays: parameters of a frozen backbone
 Trainable = Mapping[str, Any]  # variable collections of a method: {'prompt': {...}}
 Batch = Mapping[str, Array]
-"""Model features under T5X's names, padded with 0:
+"""Model features under T5X's names:
 
-  encoder_input_tokens   [B, S] int32, ids >= V are virtual tokens
-  decoder_input_tokens   [B, T] int32, targets shifted right behind a 0
+  encoder_input_tokens   [B, S] int32, the source, padded behind with `BackboneConfig.source_pad_id`; ids >= V are
+                         virtual tokens. A decoder-only model reads it in front of the decoder's inputs
+  decoder_input_tokens   [B, T] int32, targets shifted right behind `BackboneConfig.start_id`
   decoder_target_tokens  [B, T] int32
-  decoder_loss_weights   [B, T] float32
-  encoder_segment_ids, decoder_segment_ids  [B, S], [B, T] int32, packed rows only
+  decoder_loss_weights   [B, T] float32, 0 where there is no target
+  encoder_segment_ids, decoder_segment_ids  [B, S], [B, T] int32, packed rows only (T5)
 """

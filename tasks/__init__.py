@@ -5,9 +5,15 @@
 | `glue` | `taskless_glue_{rte,sst2}_{v002,v200}` | TFDS `glue` 1.0.0 (v002, the paper's) and 2.0.0 (v200) |
 | `superglue` | `taskless_super_glue_{boolq,cb,rte}_v102` | TFDS `super_glue` 1.0.2 |
 | `sample` | `sst2_sample` | two small files in `data/`: no download |
+| `e2e` | `e2e`, `e2e_dev_split`, `e2e_sample` | the E2E NLG Challenge's files; its development file; `data/` |
+| `webnlg` | `webnlg`, `webnlg_seen`, `webnlg_unseen` | the WebNLG Challenge 2017's files |
+| `dart` | `dart` | DART 1.1.1's files |
+| `xsum` | `xsum`, `xsum_news_to_sports`, `xsum_within_news` | XSum's documents, split and addresses |
+| `low_data` | `<generation task>_low{50,100,200,500}_s{0..4}` | subsets of those four, drawn when named |
 
 "Taskless" is T5's text format without its leading task name, as in Lester et al. 2021: the prompt tells the
-task. The names are those of Google's prompt-tuning repository, so its users' commands keep their meaning.
+task. The names are those of Google's prompt-tuning repository, so its users' commands keep their meaning. Tables and
+articles become text as in Li & Liang 2021; `docs/data.md` says where their files come from and go.
 
 To add a task: describe its fields and label words as one row of `text_to_text.FORMATS`, then register it by
 one call: `text_to_text.register` (any seqio source) or `local.local_task` (your own TSV or JSONL files).
@@ -19,7 +25,7 @@ Importing this package is cheap: seqio and TensorFlow (seconds) are imported by 
 import difflib
 import importlib
 
-SUITES = ('glue', 'superglue', 'sample')  # modules that register tasks when imported
+SUITES = ('glue', 'superglue', 'sample', 'e2e', 'webnlg', 'dart', 'xsum')  # modules that register tasks when imported
 
 
 def load(name: str):
@@ -32,12 +38,16 @@ def load(name: str):
     A `seqio.Task` or `seqio.Mixture`. Nothing is read or downloaded before its `get_dataset`.
 
   Raises:
-    ValueError: nothing is registered under `name`; the message lists the nearest names.
+    ValueError: nothing is registered under `name`; the message lists the nearest names. Or it is a low-data
+      name with another size or seed than the paper's.
   """
   import seqio
 
   for suite in SUITES:
     importlib.import_module(f'{__name__}.{suite}')
+  low_data = importlib.import_module(f'{__name__}.low_data')
+  if name not in seqio.TaskRegistry.names():
+    low_data.define(name)
   known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
   if name not in known:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known

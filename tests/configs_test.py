@@ -14,6 +14,7 @@ TASK = ["MIXTURE_OR_TASK_NAME = 'sst2_sample'", "TASK_FEATURE_LENGTHS = {'inputs
 TRAIN = [*COMMON, *TASK, "MODEL_DIR = 'run'", 'TRAIN_STEPS = 1']
 FINISHED = [*COMMON, "CHECKPOINT_PATH = 'prompt.npy'"]
 MODEL, METHOD, RUN = 'models/t5.gin', 'methods/prompt.gin', 'runs/train.gin'
+COMPANY = {'li2021': ('models/gpt2.gin', 'methods/prefix.gin')}  # paper -> model and method, if not these
 
 
 def company(file: str) -> tuple[list[str], list[str]]:
@@ -36,7 +37,9 @@ def company(file: str) -> tuple[list[str], list[str]]:
   assert kind == 'papers', f'configs/{kind}: say in this test which files it is used with'
   recipe = str(pathlib.Path(file).with_name('recipe.gin'))
   behind = [recipe] if recipe != file and (CONFIGS / recipe).exists() else []
-  return [MODEL, METHOD, RUN, *behind, file], TRAIN
+  model, method = COMPANY.get(pathlib.Path(file).parent.name, (MODEL, METHOD))
+  model = 'models/bart.gin' if file == 'papers/li2021/xsum.gin' else model
+  return [model, method, RUN, *behind, file], TRAIN
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +86,24 @@ def test_the_paper_recipe_overrides_the_run():
   values = {name: gin_utils.macro(name) for name in ('TRAIN_STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'PROMPT_LENGTH')}
   assert values == {'TRAIN_STEPS': 30000, 'BATCH_SIZE': 32, 'LEARNING_RATE': 0.3, 'PROMPT_LENGTH': 100}
   assert gin.query_parameter('optim.adafactor.multiply_by_parameter_scale') is False
+
+
+@pytest.mark.parametrize(('name', 'expected'), [  # Li & Liang 2021, table 5
+    ('e2e', (8e-5, 10, 5, 512, 0.0)), ('webnlg', (5e-5, 5, 5, 512, 0.0)), ('dart', (5e-5, 5, 10, 512, 0.0)),
+    ('xsum', (5e-5, 14, 100, 800, 0.1))])
+def test_recipes_of_prefix_tuning(name, expected):
+  files, _ = company(f'papers/li2021/{name}.gin')
+  gin_utils.parse(files, [*COMMON, "MODEL_DIR = 'run'"], '')
+  values = [gin_utils.macro(macro) for macro in (
+      'LEARNING_RATE', 'BATCH_SIZE', 'PREFIX_LENGTH', 'MLP_HIDDEN', 'DROPOUT_RATE')]
+  assert tuple(values) == expected
+  assert gin.query_parameter('optim.adamw.max_grad_norm') == 1.0
+  assert gin_utils.macro('LOSS_NORMALIZING_FACTOR') == 'NUM_SEQUENCES'
+
+
+@pytest.mark.parametrize('bindings', [
+    ['INITIALIZER = @prefix.from_words()', "INITIAL_TEXT = 'table-to-text'"], ['INITIALIZER = @prefix.from_file()'],
+    ['REPARAMETERIZATION = None', "PREFIX_SITES = ('decoder/attn_kv',)", 'PREFIX_DROPOUT_RATE = 0.1']])
+def test_every_kind_of_prefix_can_be_chosen(bindings):
+  gin_utils.parse(['models/gpt2.gin', 'methods/prefix.gin', RUN], [*TRAIN, *bindings], '')
+  assert all(gin_utils.macro(binding.split(' = ')[0]) is not gin.REQUIRED for binding in bindings)

@@ -51,7 +51,12 @@ def model(base, prompt):
 
 @pytest.fixture(scope='module')
 def predicted(model):
-  return model.predict_with_scores(TEXTS, 6)
+  return predictions(model, TEXTS)
+
+
+def predictions(model, texts) -> tuple[list[str], list[float]]:
+  both = [(best.text, best.log_prob) for best, *_ in model.decode(texts, 6)]
+  return tuple(map(list, zip(*both, strict=True)))
 
 
 def by_hand(model, text, target) -> float:
@@ -74,7 +79,7 @@ def test_scores_are_teacher_forced_log_probabilities(model):
 
 def test_predictions_do_not_depend_on_order(model, predicted):
   words, scores = predicted
-  again, scores_again = model.predict_with_scores(TEXTS[::-1], 6)
+  again, scores_again = predictions(model, TEXTS[::-1])
   assert again[::-1] == words
   np.testing.assert_allclose(scores_again[::-1], scores, rtol=1e-4)
   assert all(score < 0 for score in scores)
@@ -147,11 +152,14 @@ def test_a_prompt_of_this_base_and_one_of_another(base, model, tmp_path):
   np.testing.assert_array_equal(other.trainable['prompt']['embedding'], rows)
 
 
-def test_a_prefix_where_a_prompt_is_expected(base, tmp_path):
+def test_a_prefix(base, model, tmp_path):
   prefix = {f'prefix/decoder/attn_kv/{name}': np.ones((2, 5, 4, 16)) for name in ('key', 'value')}
   tuned.save_safetensors(tmp_path / 'a', tuned.Tuned('prefix', prefix))
-  with pytest.raises(ValueError, match='holds a prefix .* where a prompt is expected'):
-    PromptedModel.load(base, str(tmp_path / 'a'))
+  prefixed = PromptedModel.load(base, str(tmp_path / 'a'), partitioner=models.one_device())
+  scores = prefixed.score(TEXTS[:2], TARGETS[:2])
+  assert np.abs(np.subtract(scores, model.score(TEXTS[:2], TARGETS[:2]))).min() > 1e-3
+  with pytest.raises(ValueError, match='Nearest words are those of a prompt; this is a prefix'):
+    prefixed.nearest_words()
 
 
 def test_the_batch_must_divide_over_the_devices(base, prompt):

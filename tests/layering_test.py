@@ -54,6 +54,8 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'features': ('types', 'trees'),
     'tokenizer': (),
     'progress': (),
+    'metrics': (),
+    'score': ('metrics', 'train.writers'),
     'partitioning': ('types', 'trees'),
     'checkpoints': ('types', 'trees', 'backbones.config'),
     'loading': ('types', 'trees', 'backbones', 'checkpoints', 'methods', 'partitioning', 'progress', 'prompted',

@@ -11,7 +11,6 @@ import numpy as np
 
 from prompt_tuning import loading
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.backbones import t5
 from prompt_tuning.methods.base import Base
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.partitioning import Partitioner
@@ -60,25 +59,33 @@ def random_params(abstract, seed: int = 0):
 
 
 def tiny(length: int = 3, seed: int = 0, size: str = 't5_1_1_tiny', **kwargs):
-  """A random small T5 with a random prompt: (Prompted, frozen, trainable)."""
+  """A random small model with a random prompt: (Prompted, frozen, trainable)."""
   config = dataclasses.replace(config_lib.from_size(size), vocab_size=VOCAB)
-  model = Prompted(t5.T5(config, **kwargs), Prompt(length=length))
+  model = Prompted(loading.BACKBONES[config.family](config, **kwargs), Prompt(length=length))
   frozen = random_params(nn.meta.unbox(model.abstract_frozen()), seed)
   base = Base(config, lambda ids: np.asarray(frozen['token_embedder']['embedding'])[np.asarray(ids)], lambda text: [3])
   return model, frozen, model.init(jax.random.key(seed + 1), base)
 
 
-def tiny_batch(rows: int = 2, prompt: int = 0, seed: int = 0) -> dict[str, jax.Array]:
+def tiny_batch(
+    rows: int = 2, prompt: int = 0, seed: int = 0, config: config_lib.BackboneConfig = TINY) -> dict[str, jax.Array]:
   """Random text of 5 to 9 tokens with `prompt` virtual tokens in front, and targets of 2 to 4."""
   rng = np.random.default_rng(seed)
-  encoder, targets = np.zeros((rows, prompt + 10), np.int32), np.zeros((rows, 5), np.int32)
+  encoder = np.full((rows, prompt + 10), config.source_pad_id, np.int32)
+  targets, weights = np.full((rows, 5), config.pad_id, np.int32), np.zeros((rows, 5), np.float32)
   for row in range(rows):
     n, m = rng.integers(5, 10), rng.integers(2, 5)
     encoder[row, :prompt] = np.arange(VOCAB, VOCAB + prompt)
-    encoder[row, prompt:prompt + n] = [*rng.integers(2, VOCAB, n - 1), 1]
-    targets[row, :m] = [*rng.integers(2, VOCAB, m - 1), 1]
+    encoder[row, prompt:prompt + n] = [*rng.integers(config.eos_id + 1, VOCAB, n - 1), config.eos_id]
+    targets[row, :m] = [*rng.integers(config.eos_id + 1, VOCAB, m - 1), config.eos_id]
+    weights[row, :m] = 1
   return jax.tree.map(jnp.asarray, {
       'encoder_input_tokens': encoder,
-      'decoder_input_tokens': np.pad(targets, [(0, 0), (1, 0)])[:, :-1],
+      'decoder_input_tokens': shifted(targets, config),
       'decoder_target_tokens': targets,
-      'decoder_loss_weights': (targets > 0).astype(np.float32)})
+      'decoder_loss_weights': weights})
+
+
+def shifted(targets: np.ndarray, config: config_lib.BackboneConfig = TINY) -> np.ndarray:
+  """Decoder inputs for targets [B, T]."""
+  return np.pad(targets, [(0, 0), (1, 0)], constant_values=config.start_id)[:, :-1]

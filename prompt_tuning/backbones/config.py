@@ -46,6 +46,22 @@ class BackboneConfig:
         if not least <= getattr(self, name) <= most:
           raise ValueError(f'{name} is {getattr(self, name)}; expected a number from {least} to {most}.')
 
+  @property
+  def decoder_only(self) -> bool:
+    return not self.encoder_layers
+
+  @property
+  def start_id(self) -> int:
+    """First decoder input: T5's pad, BART's `decoder_start_id`, GPT-2's BOS, which separates source and target."""
+    if self.decoder_start_id is not None:
+      return self.decoder_start_id
+    return self.bos_id if self.decoder_only and self.bos_id is not None else self.pad_id
+
+  @property
+  def source_pad_id(self) -> int:
+    """Fills up sources; -1, which is no token, for a decoder-only model: GPT-2's pad is its end of text too."""
+    return -1 if self.decoder_only else self.pad_id
+
   def __str__(self) -> str:
     """What is no default."""
     values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
@@ -60,6 +76,21 @@ def _t5(d_model, layers, heads, head_dim, d_ff, **kwargs) -> BackboneConfig:
 
 def _t5_1_0(*shape) -> BackboneConfig:
   return _t5(*shape, mlp_activations=('relu',), tied_embeddings=True)
+
+
+def _gpt2(d_model, layers, heads, d_ff=None, vocab_size=50257, max_positions=1024, end=50256) -> BackboneConfig:
+  return BackboneConfig(
+      family='gpt2', vocab_size=vocab_size, d_model=d_model, num_heads=heads, head_dim=d_model // heads,
+      d_ff=d_ff or 4 * d_model, encoder_layers=0, decoder_layers=layers, mlp_activations=('gelu',),
+      layer_norm_epsilon=1e-5, tied_embeddings=True, max_positions=max_positions, pad_id=end, eos_id=end, bos_id=end)
+
+
+def _bart(d_model, layers, heads, vocab_size, max_positions=1024) -> BackboneConfig:
+  return BackboneConfig(
+      family='bart', vocab_size=vocab_size, d_model=d_model, num_heads=heads, head_dim=d_model // heads,
+      d_ff=4 * d_model, encoder_layers=layers, decoder_layers=layers, mlp_activations=('gelu_exact',),
+      layer_norm_epsilon=1e-5, tied_embeddings=True, max_positions=max_positions, position_offset=2, logits_bias=True,
+      pad_id=1, eos_id=2, bos_id=0, decoder_start_id=2, forced_eos_id=2)
 
 
 SIZES: dict[str, BackboneConfig] = {
@@ -77,6 +108,17 @@ SIZES: dict[str, BackboneConfig] = {
     't5_1_0_large': _t5_1_0(1024, 24, 16, 64, 4096),
     't5_1_0_xl': _t5_1_0(1024, 24, 32, 128, 16384),
     't5_1_0_xxl': _t5_1_0(1024, 24, 128, 128, 65536),
+    # Radford et al. 2019
+    #                     D     L   N
+    'gpt2_tiny': _gpt2(64, 2, 4, vocab_size=1024, max_positions=256, end=0),
+    'gpt2_small': _gpt2(768, 12, 12),
+    'gpt2_medium': _gpt2(1024, 24, 16),
+    'gpt2_large': _gpt2(1280, 36, 20),
+    'gpt2_xl': _gpt2(1600, 48, 25),
+    # Lewis et al. 2020
+    'bart_tiny': _bart(64, 2, 4, 1024, max_positions=256),
+    'bart_base': _bart(768, 6, 12, 50265),
+    'bart_large': _bart(1024, 12, 16, 50265),
 }
 
 

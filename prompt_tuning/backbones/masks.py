@@ -2,12 +2,28 @@
 
 import jax.numpy as jnp
 
+from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.types import Array
 
 
 def padding(key_tokens: Array, pad_id: int = 0) -> Array:
   """Hides padding keys: [B, S] -> [B, 1, 1, S]."""
   return (key_tokens != pad_id)[:, None, None, :]
+
+
+def positions(visible: Array) -> Array:
+  """Counts what is no padding: [B, S] bool -> [B, S] int32, 0 at the first token."""
+  return jnp.maximum(jnp.cumsum(visible, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def check_positions(config: BackboneConfig, prefix: int, source: int, target: int) -> None:
+  """Raises ValueError if a model has no learned position for so many tokens."""
+  if (wanted := prefix + source + target) > config.max_positions:
+    parts = {'prefix': prefix, 'source': source, 'target': target}
+    raise ValueError(
+        f'The model has {config.max_positions} positions, but {wanted} tokens are asked for: '
+        + ' + '.join(f'{n} of the {name}' for name, n in parts.items() if n)
+        + ' (virtual and start tokens included). Lower TASK_FEATURE_LENGTHS or the length of the prefix.')
 
 
 def causal(length: int) -> Array:

@@ -7,7 +7,7 @@ over it.
 | site | called with | returns |
 |---|---|---|
 | `inputs` | embeddings [B, S, D], virtual ids [B, S] (token id - V; negative: a real token) | embeddings |
-| `{stack}/attn_kv`, `decoder/cross_attn_kv` | keys, values of the layer [B, S, N, H] | more keys and values, [P, N, H] or [B, P, N, H], that every query sees in the same softmax |
+| `{stack}/attn_kv`, `decoder/cross_attn_kv` | keys and values [B, S, N, H] as they are computed, virtual ids [B, S] of their tokens | the same; its `more` are keys and values that every query sees besides, see `KeysValues` |
 | `{stack}/attn_out`, `decoder/cross_attn_out`, `{stack}/mlp_out` | a sub-layer's output before the residual add [B, S, D] | the same |
 | `{stack}/mlp_act` | FFN activations after nonlinearity and gate [B, S, F] | the same |
 
@@ -15,13 +15,80 @@ over it.
 """  # noqa: E501
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from flax import struct
+import jax.numpy as jnp
+
+from prompt_tuning.types import Array
+
+Sites = Mapping[str, Callable]
 
 _IN_LAYER = ('attn_kv', 'attn_out', 'mlp_act', 'mlp_out')
 NAMES = frozenset(
     ['inputs', 'decoder/cross_attn_kv', 'decoder/cross_attn_out']
     + [f'{stack}/{site}' for stack in ('encoder', 'decoder') for site in _IN_LAYER])
 
-Sites = Mapping[str, Callable]
+
+class HeadsFirst(NamedTuple):
+  """Keys and values [..., N, H, S], as a step of decoding reads them without moving them: see `cache.py`."""
+
+  k: Array
+  v: Array
+
+
+class KeysValues(struct.PyTreeNode):
+  """Content of an `attn_kv` site that leaves computed keys and values alone and adds P more in front of them.
+
+  Attributes:
+    key, value: [L, P, N, H], shared by the batch and never copied, or [L, B, P, N, H]; a layer sees its own, without L.
+  """
+
+  key: Array
+  value: Array
+
+  @property
+  def more(self) -> tuple[Array, Array] | HeadsFirst | None:
+    """Keys and values in the softmax of every query, used as they are; None: there are none."""
+    return self.key, self.value
+
+  @property
+  def length(self) -> int:
+    """P: where a model has learned positions and counts what it has seen (GPT-2), its tokens begin there."""
+    return self.key.shape[-3]
+
+  def __call__(self, k: Array, v: Array, virtual_ids: Array) -> tuple[Array, Array]:
+    """Computed keys and values [B, S, N, H] -> what is kept of them."""
+    del virtual_ids
+    return k, v
+
+
+class HeadsFirstKeysValues(KeysValues):
+  """The same for decoding, with leaves [L, N, H, P] or [L, B, N, H, P]."""
+
+  @property
+  def more(self) -> HeadsFirst:
+    return HeadsFirst(self.key, self.value)
+
+  @property
+  def length(self) -> int:
+    return self.key.shape[-1]
+
+
+def for_decoding(sites: Sites) -> Sites:
+  """The sites with keys and values laid out once, before the first step, as each step reads them."""
+  lay = lambda site: HeadsFirstKeysValues(heads_first(site.key), heads_first(site.value))
+  return {name: lay(site) if type(site) is KeysValues else site for name, site in sites.items()}
+
+
+def heads_first(x: Array) -> Array:
+  """[..., S, N, H] -> [..., N, H, S]."""
+  return jnp.moveaxis(x, -3, -1)
+
+
+def length(sites: Sites, name: str) -> int:
+  """P of the `attn_kv` site `name`; 0 where nothing is installed."""
+  return sites[name].length if name in sites else 0
 
 
 def check(sites: Sites) -> None:

@@ -1,7 +1,17 @@
-"""A stack of equal layers, its parameters [L, ...], run as a compiled loop or unrolled."""
+"""A stack of equal layers, its parameters [L, ...], run as a compiled loop, unrolled, or with its layers apart.
+
+Decoding reads every weight for a handful of tokens, and on a CPU a layer's slice of a stacked weight is copied before
+it is used, at each token. `Apart` keeps what belongs to each layer in arrays of its own, made once before the loop.
+"""
+
+from collections.abc import Callable
+import functools
 
 from flax import linen as nn
+from flax import struct
 import jax
+
+from prompt_tuning.types import Array, Params, PyTree
 
 REMAT_POLICIES = {
     'none': None,
@@ -10,7 +20,45 @@ REMAT_POLICIES = {
 }
 
 
-def stack(block: type[nn.Module], length: int, scan: bool, remat: str):
+class Apart(struct.PyTreeNode):
+  """An array [L, ...] as L arrays, one a layer."""
+
+  layers: tuple[Array, ...]
+
+
+def apart(tree: PyTree, length: int) -> PyTree:
+  """Every leaf [L, ...] as `Apart`, which the compiler will not undo."""
+  split = jax.tree.map(lambda x: Apart(tuple(x[i] for i in range(length))), tree)
+  return jax.lax.optimization_barrier(split)
+
+
+def of_layer(tree: PyTree, i: int) -> PyTree:
+  """What belongs to layer `i` of a tree of `Apart`."""
+  return jax.tree.map(lambda x: x.layers[i], tree, is_leaf=lambda x: isinstance(x, Apart))
+
+
+def apart_params(params: Params, stack: str, length: int) -> Params:
+  """The parameters of a backbone, those of `{stack}/layers` apart, as its `apart` version wants them."""
+  layers = apart(params[stack]['layers'], length)
+  return {**params, stack: {**params[stack], 'layers': {str(i): of_layer(layers, i) for i in range(length)}}}
+
+
+class ApartLayers(nn.Module):
+  """Layers with parameters of their own, `0` to `L - 1`; what goes in per layer is `Apart`, and what comes out."""
+
+  make: Callable[..., nn.Module]
+  length: int
+
+  @nn.compact
+  def __call__(self, x, shared, per_layer):
+    outs = []
+    for i in range(self.length):
+      x, out = self.make(name=str(i))(x, shared, of_layer(per_layer, i))
+      outs.append(out)
+    return x, jax.tree.map(lambda *each: Apart(each), *outs)
+
+
+def stack(block: type[nn.Module], length: int, scan: bool, remat: str, apart: bool = False):
   """`block` repeated `length` times as one module.
 
   The block's `__call__(x, shared, per_layer)` returns `(x, out)`; leaves of `per_layer` (sites, caches) and
@@ -21,10 +69,13 @@ def stack(block: type[nn.Module], length: int, scan: bool, remat: str):
   Args:
     remat: what the backward pass keeps of a layer: 'none' (all of it), 'dots' (products with weights), 'full'
       (nothing: recompute).
+    apart: layers with parameters, caches and sites of their own, see `Apart`; for decoding.
 
   Raises:
     ValueError: an unknown `remat`.
   """
+  if apart:
+    return lambda *args, name: ApartLayers(functools.partial(block, *args), length, name=name)
   if remat not in REMAT_POLICIES:
     raise ValueError(f'remat={remat!r}; expected one of {", ".join(REMAT_POLICIES)}.')
   if remat != 'none':

@@ -11,6 +11,7 @@ import math
 from flax import linen as nn
 import jax.numpy as jnp
 
+from prompt_tuning.backbones import cache as cache_lib
 from prompt_tuning.backbones import layers, masks
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.backbones.config import BackboneConfig
@@ -60,7 +61,7 @@ class Block(nn.Module):
   dropout_rate: float
   dtype: jnp.dtype
   deterministic: bool
-  keep_cache: bool
+  keep: bool
 
   @nn.compact
   def __call__(self, x: Array, shared: Mapping, per_layer: Mapping):
@@ -75,20 +76,20 @@ class Block(nn.Module):
     if c.relpos_per_layer:
       bias = RelativeBias(c, bidirectional=not self.cross, name='relpos_bias')(*shared['positions'])
     y = norm('pre_self_attention_layer_norm' if self.cross else 'pre_attention_layer_norm', x)
-    y, self_cache = attention('self_attention' if self.cross else 'attention')(
-        y, y, bias, shared['mask'], sites, self.deterministic,
-        cache=cache.get('self'), index=shared['index'])
+    y, new_self = attention('self_attention' if self.cross else 'attention')(
+        y, y, shared['virtual'], bias, shared['mask'], sites, self.deterministic, cache=cache.get('self'))
     x = x + drop(y)
-    new_cache = {'self': self_cache}
+    new_cross = None
     if self.cross:
       y = norm('pre_cross_attention_layer_norm', x)
-      y, new_cache['cross'] = attention('encoder_decoder_attention')(
-          y, shared['encoded'], None, shared['cross_mask'], sites, self.deterministic,
+      encoded, cross_mask, cross_virtual = shared['cross']
+      y, new_cross = attention('encoder_decoder_attention')(
+          y, encoded, cross_virtual, None, cross_mask, sites, self.deterministic,
           site='cross_attn', cache=cache.get('cross'))
       x = x + drop(y)
     y = layers.MLP(c.d_ff, c.mlp_activations, self.dropout_rate, self.dtype, name='mlp')(
         norm('pre_mlp_layer_norm', x), sites, self.deterministic)
-    return x + drop(y), new_cache if self.keep_cache else None
+    return x + drop(y), {'self': new_self, 'cross': new_cross} if self.keep else None
 
 
 class Stack(nn.Module):
@@ -100,34 +101,36 @@ class Stack(nn.Module):
   dtype: jnp.dtype
   scan: bool
   remat: str
+  apart: bool = False
 
   @nn.compact
-  def __call__(self, x, mask, sites, deterministic, *, cross=(None, None), cache=None, index=None, keep_cache=False):
-    """Embeddings [B, T, D] -> ([B, T, D] or, with an LM head, logits [B, T, V]; cache [L, ...] or None).
+  def __call__(self, x, virtual, mask, sites, deterministic, *, cross=None, positions=None, cache=None, keep=False):
+    """Embeddings [B, T, D] -> [B, T, D] or, with an LM head, logits [B, T, V]; and new keys and values or None.
 
     Args:
-      cross: what the decoder attends to: encodings [B, S, D] (None: in the cache) and their mask.
-      cache, index: keys and values of earlier steps, [L, B, T, N, H], and the position of `x` among them.
-      keep_cache: return the keys and values.
+      virtual: virtual ids of the tokens, [B, T].
+      mask: of all self-attention keys: those in the cache, then those of `x`.
+      cross: what the decoder attends to: encodings [B, S, D] (None: in the cache), their mask and virtual ids.
+      positions: of the queries and of all keys, if there are others than those of `x`.
+      cache: {'self', 'cross'} of earlier calls, see `cache.py`.
+      keep: return the keys and values made here, [L, ...].
     """
     c = self.config
-    positions = jnp.arange(x.shape[1]) + (0 if index is None else index)
-    keys = positions if cache is None else jnp.arange(cache['self']['k'].shape[2])
+    queries, keys = positions or (jnp.arange(x.shape[1]),) * 2
     bias = None
     if not c.relpos_per_layer:
-      bias = RelativeBias(c, bidirectional=not self.decoder, name='relpos_bias')(positions, keys)
+      bias = RelativeBias(c, bidirectional=not self.decoder, name='relpos_bias')(queries, keys)
     drop = lambda y: layers.Dropout(self.dropout_rate)(y, deterministic)
-    shared = {'bias': bias, 'positions': (positions, keys), 'mask': mask, 'encoded': cross[0],
-              'cross_mask': cross[1], 'index': index}
+    shared = {'bias': bias, 'positions': (queries, keys), 'virtual': virtual, 'mask': mask, 'cross': cross}
     per_layer = {'sites': sites_lib.of_stack(sites, 'decoder' if self.decoder else 'encoder'), 'cache': cache}
-    blocks = stack(Block, c.decoder_layers if self.decoder else c.encoder_layers, self.scan, self.remat)
-    x, cache = blocks(c, self.decoder, self.dropout_rate, self.dtype, deterministic, keep_cache, name='layers')(
+    blocks = stack(Block, c.decoder_layers if self.decoder else c.encoder_layers, self.scan, self.remat, self.apart)
+    x, new = blocks(c, self.decoder, self.dropout_rate, self.dtype, deterministic, keep, name='layers')(
         drop(x), shared, per_layer)
     norm = 'decoder_norm' if self.decoder else 'encoder_norm'
     x = drop(layers.RMSNorm(self.dtype, name=norm)(x))
     if self.decoder and not c.tied_embeddings:
       x = layers.Dense(c.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense')(x)
-    return x, cache
+    return x, new
 
 
 class T5(nn.Module):
@@ -137,7 +140,7 @@ class T5(nn.Module):
     dtype: of activations; logits, softmax and norm statistics are float32.
     dropout_rate: active only where a call says `deterministic=False`.
     scan: compile one layer and loop, or unroll; the numbers agree.
-    remat: see `stack.stack`.
+    remat, apart: see `stack.stack`.
   """
 
   config: BackboneConfig
@@ -145,28 +148,31 @@ class T5(nn.Module):
   dropout_rate: float = 0.1
   scan: bool = True
   remat: str = 'none'
+  apart: bool = False
 
   def setup(self):
     c = self.config
-    self.token_embedder = Embedder(c.vocab_size, c.d_model, self.dtype)
+    self.token_embedder = layers.Embedder(c.vocab_size, c.d_model, self.dtype)
     make = lambda decoder: Stack(
-        c, decoder, self.dropout_rate, self.dtype, self.scan, self.remat,
+        c, decoder, self.dropout_rate, self.dtype, self.scan, self.remat, self.apart,
         name='decoder' if decoder else 'encoder')
     self.encoder, self.decoder = make(False), make(True)
 
   def _embed(self, tokens, sites):
-    """[B, S] ids, virtual ones from the `inputs` site -> [B, S, D]."""
-    return sites_lib.at(sites, 'inputs', self.token_embedder(tokens), tokens - self.config.vocab_size)
+    """[B, S] ids, virtual ones from the `inputs` site -> [B, S, D] and virtual ids [B, S]."""
+    virtual = tokens - self.config.vocab_size
+    return sites_lib.at(sites, 'inputs', self.token_embedder(tokens), virtual), virtual
 
-  def encode(self, tokens, sites=None, *, segments=None, deterministic=True) -> Array:
-    """Token ids [B, S] -> encodings [B, S, D]."""
+  def encode(self, tokens, sites=None, *, segments=None, deterministic=True, keep=False):
+    """Token ids [B, S] -> encodings [B, S, D]; with `keep`, and the keys and values of the layers."""
     sites = sites or {}
     mask = masks.padding(tokens, self.config.pad_id) & masks.segments(segments, segments)
-    return self.encoder(self._embed(tokens, sites), mask, sites, deterministic)[0]
+    encoded, new = self.encoder(*self._embed(tokens, sites), mask, sites, deterministic, keep=keep)
+    return (encoded, new['self']) if keep else encoded
 
   def decode(self, tokens, encoded, encoder_tokens, sites=None, *, segments=(None, None), deterministic=True,
-             keep_cache=False):
-    """Decoder input ids [B, T] and encodings [B, S, D] -> logits [B, T, V] (with `keep_cache`: and cache).
+             keep=False):
+    """Decoder input ids [B, T] and encodings [B, S, D] -> logits [B, T, V]; with `keep`, and keys and values.
 
     Args:
       encoder_tokens: [B, S], to hide padding.
@@ -175,20 +181,46 @@ class T5(nn.Module):
     sites = sites or {}
     mask = masks.causal(tokens.shape[1]) & masks.segments(segments[0], segments[0])
     cross_mask = masks.padding(encoder_tokens, self.config.pad_id) & masks.segments(*segments)
-    x, cache = self.decoder(
-        self._embed(tokens, sites), mask, sites, deterministic, cross=(encoded, cross_mask), keep_cache=keep_cache)
-    logits = self._logits(x)
-    return (logits, cache) if keep_cache else logits
+    x, new = self.decoder(
+        *self._embed(tokens, sites), mask, sites, deterministic,
+        cross=(encoded, cross_mask, encoder_tokens - self.config.vocab_size), keep=keep)
+    return (self._logits(x), new) if keep else self._logits(x)
 
-  def decode_step(self, tokens, cache, index, encoder_tokens, sites=None):
-    """One step: ids [B, 1] at position `index` -> logits [B, 1, V] and the cache, [L, B, T, N, H], with them."""
+  def prefill(self, batch, sites=None, *, length=1):
+    """Sources [B, S] and the start token, first of `decoder_input_tokens` -> logits [B, V] and a `cache.py` cache.
+
+    Args:
+      length: tokens to be decoded at most; a model with learned positions raises ValueError where they run out.
+    """
+    del length
+    source, start = batch['encoder_input_tokens'], batch['decoder_input_tokens'][:, :1]
+    logits, new = self.decode(start, self.encode(source, sites), source, sites, keep=True)
+    return logits[:, 0], {
+        **new, 'visible': jnp.ones_like(start, bool), 'position': jnp.zeros_like(start[:, 0]),
+        'cross_mask': masks.padding(source, self.config.pad_id)}
+
+  def decode_step(self, tokens, cache, time, visible, sites=None):
+    """One step: ids [B, K] made at `time` -> logits [B, K, V] and their keys and values [L, B, K, N, H].
+
+    Args:
+      cache: see `cache.py`; it is read, not written.
+      visible: slots that each query sees, [B, K, T K].
+    """
     sites = sites or {}
-    mask = (jnp.arange(cache['self']['k'].shape[2]) <= index)[None, None, None]
-    cross_mask = masks.padding(encoder_tokens, self.config.pad_id)
-    x, cache = self.decoder(
-        self._embed(tokens, sites), mask, sites, True, cross=(None, cross_mask), cache=cache, index=index,
-        keep_cache=True)
-    return self._logits(x), cache
+    width, slots = tokens.shape[1], visible.shape[-1]
+    position = 1 + time  # behind the start token
+    keys = jnp.concatenate([jnp.zeros(1, jnp.int32), 1 + jnp.arange(slots) // width, jnp.full(width, position)])
+    x, new = self.decoder(
+        *self._embed(tokens, sites), cache_lib.mask(cache, visible), sites, True,
+        cross=(None, cache['cross_mask'], None), positions=(position[None], keys),
+        cache={name: cache[name] for name in ('self', 'cross')}, keep=True)
+    return self._logits(x), new['self']
+
+  def activations(self, tokens, sites=None):
+    """Keys and values {site: {'k', 'v'} [L, B, S, N, H]} of a text [B, S], read by both stacks."""
+    encoded, encoder = self.encode(tokens, sites, keep=True)
+    _, decoder = self.decode(tokens, encoded, tokens, sites, keep=True)
+    return {'encoder/attn_kv': encoder, 'decoder/attn_kv': decoder['self'], 'decoder/cross_attn_kv': decoder['cross']}
 
   def __call__(self, batch, sites=None, *, deterministic=True) -> Array:
     """Teacher-forced logits [B, T, V] of a batch (`types.Batch`)."""
@@ -204,23 +236,3 @@ class T5(nn.Module):
     if not self.config.tied_embeddings:
       return x
     return self.token_embedder.attend(x) / math.sqrt(self.config.d_model)
-
-
-class Embedder(nn.Module):
-  """The embedding table [V, D]."""
-
-  vocab_size: int
-  d_model: int
-  dtype: jnp.dtype
-
-  def setup(self):
-    self.embedding = layers.param(
-        self, 'embedding', nn.initializers.normal(1.0), (self.vocab_size, self.d_model), ('vocab', 'embed'))
-
-  def __call__(self, tokens: Array) -> Array:
-    """Ids [B, S] -> [B, S, D]; ids outside the table read its last row."""
-    return jnp.take(self.embedding, tokens, axis=0, mode='clip').astype(self.dtype)
-
-  def attend(self, x: Array) -> Array:
-    """[B, T, D] -> similarity with every row, float32 [B, T, V]."""
-    return jnp.einsum('BTD,VD->BTV', x.astype(jnp.float32), self.embedding.astype(jnp.float32))

@@ -23,7 +23,9 @@ CONFIG = 'config.json'
 GENERATION_CONFIG = 'generation_config.json'
 WEIGHTS = 'model.safetensors'
 WEIGHTS_INDEX = 'model.safetensors.index.json'
-TOKENIZER = 'spiece.model'
+SENTENCEPIECE = 'spiece.model'  # T5's tokenizer; the others' are several files:
+TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt', 'encoder.json', 'vocab.bpe', 'dict.txt', 'vocab.txt')
+TOKENIZER_OPTIONS = ('tokenizer_config.json', 'special_tokens_map.json')  # of use beside one of these only
 SHARD_BYTES = 5_000_000_000  # transformers writes files of at most this size
 
 _Tensors = Mapping[str, safetensors_file.Tensor]
@@ -57,7 +59,6 @@ def open_folder(folder: pathlib.Path) -> source_lib.Source:
         for path, entry in module.key_table(config).items()
     }
 
-  tokenizer = folder / TOKENIZER
   return source_lib.Source(
       path=str(folder),
       kind='Hugging Face',
@@ -66,7 +67,13 @@ def open_folder(folder: pathlib.Path) -> source_lib.Source:
       read=lambda name, index: tensors[name].read(index),
       key_table=key_table,
       ignored=found.ignored,
-      tokenizer_path=str(tokenizer) if tokenizer.is_file() else None)
+      tokenizer_path=_tokenizer_path(folder, found.config.family))
+
+
+def _tokenizer_path(folder: pathlib.Path, family: str) -> str | None:
+  if family == 't5':
+    return str(folder / SENTENCEPIECE) if (folder / SENTENCEPIECE).is_file() else None
+  return str(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
 def _settings(folder: pathlib.Path) -> dict[str, Any]:
@@ -140,7 +147,7 @@ def writing(
     path: the folder to write; it may exist only if it is empty.
     config: the model's dimensions.
     parameters: shape and type of every parameter, by our path.
-    tokenizer: a SentencePiece model to copy to `spiece.model`.
+    tokenizer: a SentencePiece model to copy to `spiece.model`, or a folder whose tokenizer files are copied.
     shard_bytes: what is more goes to a further file.
 
   Raises:
@@ -169,8 +176,11 @@ def writing(
       weight_map = {name: file for file, names in shards.items() for name in names}
       _write_json(folder / WEIGHTS_INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
     _write_json(folder / CONFIG, settings)
-    if tokenizer:
-      shutil.copyfile(tokenizer, folder / TOKENIZER)
+    if tokenizer and os.path.isdir(tokenizer):
+      for name in filter((*TOKENIZER_FILES, *TOKENIZER_OPTIONS).__contains__, os.listdir(tokenizer)):
+        shutil.copyfile(os.path.join(tokenizer, name), folder / name)
+    elif tokenizer:
+      shutil.copyfile(tokenizer, folder / SENTENCEPIECE)
 
 
 def _shards(tensors: Mapping[str, source_lib.TensorInfo], most: int) -> dict[str, list[str]]:

@@ -184,6 +184,8 @@ def write_folder(
       written.
   """
   tensors = tuned_file.checked(path, tuned.method, tuned.tensors)
+  if tuned.method not in _METHODS.values():
+    raise ValueError(f'{path}: PEFT has nothing like an {tuned.method}; keep it as .safetensors.')
   original = tuned.about.get('peft_config') or {}
   type_ = peft_type or tuned.about.get('peft_type') or {'prompt': 'PROMPT_TUNING', 'prefix': 'PREFIX_TUNING'}[
       tuned.method]

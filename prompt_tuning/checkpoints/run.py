@@ -2,8 +2,9 @@
 
 Never the base itself: a prompt of 100 x 768 with Adafactor is well under 1 MB. Orbax writes in the background and
 commits by renaming, so that a run killed at any moment finds its last whole checkpoint. Beside the newest
-checkpoints the one best by the dev metric is kept. Each kept step also leaves `prompts/prompt_<step>.safetensors`,
-which knows what it was trained on, and the same rows as `.npy`, which everything reads.
+checkpoints the one best by the dev metric is kept. Each kept step also leaves `prompts/<method>_<step>.safetensors`
+with what is used of it from then on (of a prefix not the MLP that made it), which knows what it was trained on, and
+of a prompt the same rows as `.npy`, which everything reads.
 """
 
 from collections.abc import Iterator, Mapping
@@ -64,31 +65,33 @@ class RunCheckpoints:
     return sorted(self._manager.all_steps())
 
   def save(
-      self, step: int, state: PyTree, about: Mapping[str, Any], prompt: Tuned | None = None,
+      self, step: int, state: PyTree, about: Mapping[str, Any], finished: Tuned | None = None,
       metric: float | None = None) -> None:
     """Writes a checkpoint in the background.
 
     Args:
       state: arrays (trainables, optimizer state).
       about: JSON-able facts that `restore` checks or returns: `description(state)`, fingerprint, data position.
-      prompt: for `prompts/`.
+      finished: the prompt or prefix for `prompts/`.
       metric: dev metric of this step, larger is better.
 
     Raises:
-      ValueError: the prompt is not finite; nothing was written.
+      ValueError: what is finished is not finite; nothing was written.
       CheckpointWriteError: it could not be written, or the one before it could not.
     """
-    if prompt is not None:
-      tuned.checked(self._prompts / f'prompt_{step}', prompt.method, prompt.tensors)
+    if finished is not None:
+      file = self._prompts / f'{finished.method}_{step}'
+      tuned.checked(file, finished.method, finished.tensors)
     self.finish()
     about = {**about, 'metric': metric}
     self._metrics[step] = metric
     with self._writing(step):
       self._manager.save(
           step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
-      if prompt is not None and jax.process_index() == 0:
-        tuned.save_safetensors(self._prompts / f'prompt_{step}.safetensors', prompt)
-        tuned.save_npy(self._prompts / f'prompt_{step}.npy', prompt)
+      if finished is not None and jax.process_index() == 0:
+        tuned.save_safetensors(file.with_suffix('.safetensors'), finished)
+        if finished.method == 'prompt':
+          tuned.save_npy(file.with_suffix('.npy'), finished)
 
   def about(self, step: int) -> dict[str, Any]:
     """What was said `about` a checkpoint."""

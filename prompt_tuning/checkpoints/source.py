@@ -35,7 +35,7 @@ class Source:
     read: (name, index) -> that slice of the tensor; nothing else is read.
     key_table: the dimensions of a model -> where each of its parameters lies here.
     ignored: stored names that no model needs (duplicates, prompts).
-    tokenizer_path: the SentencePiece model that came with the checkpoint.
+    tokenizer_path: the tokenizer that came with the checkpoint, a file or the folder of its files.
   """
 
   path: str

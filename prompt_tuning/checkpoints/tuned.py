@@ -32,7 +32,7 @@ def load(path: str | os.PathLike, method: str | None = None) -> Tuned:
     path: a `.npy` [P, D] (Google's have no suffix) or our `.safetensors`; a PEFT folder, see `peft.read_folder`; a
       run folder, which stands for its best (else newest) prompt; or a `checkpoint_<step>` of Google's
       prompt-tuning, of which only the prompt is read.
-    method: 'prompt' or 'prefix', where only one of them will do.
+    method: 'prompt', 'prefix' or 'infix', where only one of them will do.
 
   Raises:
     FileNotFoundError: there is nothing of these forms.
@@ -88,9 +88,9 @@ def _read_t5x(folder: str) -> Tuned:
 
 
 def step_files(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
-  """The `prompt_<step>` files of a run's `prompts`, by step, of two of a step the better last."""
+  """The `<method>_<step>` files of a run's `prompts`, by step, of two of a step the better last."""
   found = [(int(match[1]), _SUFFIXES.index(match[2]), file) for file in folder.iterdir()
-           if (match := re.fullmatch(r'prompt_(\d+)(\.npy|\.safetensors)', file.name))]
+           if (match := re.fullmatch(rf'(?:{"|".join(tuned_file.METHODS)})_(\d+)(\.npy|\.safetensors)', file.name))]
   return [(step, file) for step, _, file in sorted(found, key=lambda x: (x[0], -x[1]))]
 
 

@@ -25,6 +25,7 @@ import safetensors
 from prompt_tuning import trees
 from prompt_tuning.checkpoints import atomic, safetensors_file
 
+METHODS = ('prompt', 'prefix', 'infix')
 PROMPT = 'prompt/embedding'  # path of the one tensor of a prompt, [P, D]
 
 _FORMAT, _VERSION = 'prompt_tuning', '1'
@@ -38,9 +39,10 @@ class Tuned:
   """What training made, apart from the base it was trained on.
 
   Attributes:
-    method: 'prompt' (rows of the `inputs` site) or 'prefix' (keys and values of layers).
-    tensors: float32 arrays by path of the trainable tree: `prompt/embedding` [P, D], or for each site
-      `prefix/decoder/attn_kv/key` and `.../value` [L, P, N, H].
+    method: 'prompt' (rows of the `inputs` site), 'prefix' (keys and values of layers) or 'infix' (rows, and what is
+      added to the keys and values that layers compute for them).
+    tensors: float32 arrays by path: `prompt/embedding` or `infix/embedding` [P, D]; of a prefix for each site, of
+      an infix for the one that it has, such as `prefix/decoder/attn_kv/key` and `.../value` [L, P, N, H].
     about: JSON-able facts, as far as they are known: `base_fingerprint`, `base_path`, `base_config` (the fields of
       a `BackboneConfig`), `task`, `step`, `metric`, and of a PEFT adapter `peft_type` and `peft_config`.
   """
@@ -59,27 +61,26 @@ def checked(origin: str | os.PathLike, method: str, tensors: Mapping[str, np.nda
   Raises:
     ValueError: unknown method; a tensor that is missing, unknown, of the wrong axes, no float or not finite.
   """
-  if method == 'prompt':
-    _check_names(origin, {PROMPT}, tensors)
-    axes = '[P, D]'
-  elif method == 'prefix':
-    sites = {match[1] for name in tensors if (match := re.fullmatch(r'prefix/(.+)/(?:key|value)', name))}
-    _check_names(origin, {f'prefix/{s}/{x}' for s in sites or {'decoder/attn_kv'} for x in ('key', 'value')}, tensors)
-    axes = '[L, P, N, H]'
-  else:
-    raise ValueError(f'{origin}: of method {method!r}; expected prompt or prefix.')
+  if method not in METHODS:
+    raise ValueError(f'{origin}: of method {method!r}; expected {", ".join(METHODS[:-1])} or {METHODS[-1]}.')
+  expected = set() if method == 'prefix' else {f'{method}/embedding'}
+  if method != 'prompt':
+    sites = {match[1] for name in tensors if (match := re.fullmatch(rf'{method}/(.+)/(?:key|value)', name))}
+    sites = sorted(sites or {'decoder/attn_kv'})[:None if method == 'prefix' else 1]  # an infix has one
+    expected |= {f'{method}/{s}/{x}' for s in sites for x in ('key', 'value')}
+  _check_names(origin, expected, tensors)
   arrays = {}
   for name, tensor in tensors.items():
     value = np.asarray(tensor)
     one = 'one float array' if name == PROMPT else f'{name}: a float array'
+    axes = '[P, D]' if name.endswith('/embedding') else '[L, P, N, H]'
     if value.ndim != axes.count(',') + 1 or not value.size or not _is_float(value.dtype):
       raise ValueError(f'{origin}: expected {one} {axes}, found {value.shape} {value.dtype}.')
     with np.errstate(over='ignore'):  # beyond float32 is infinite, and said to be below
       arrays[name] = value.astype(np.float32)
     if bad := int((~np.isfinite(arrays[name])).sum()):
       raise ValueError(f'{origin}: {bad} of {value.size} values are NaN or infinite; use an earlier {method}.')
-  if method == 'prefix':
-    _check_prefix(origin, arrays)
+  _check_lengths(origin, arrays)
   return arrays
 
 
@@ -90,13 +91,18 @@ def _check_names(origin, expected: set[str], found: Mapping[str, Any]) -> None:
     raise ValueError(f'{origin}: other tensors than expected (- missing, + unknown):\n  {trees.shorten(lines)}')
 
 
-def _check_prefix(origin, arrays: Mapping[str, np.ndarray]) -> None:
+def _length(name: str, tensor: np.ndarray) -> int:
+  """P of [P, D] or [L, P, N, H]."""
+  return tensor.shape[0 if name.endswith('/embedding') else 1]
+
+
+def _check_lengths(origin, arrays: Mapping[str, np.ndarray]) -> None:
   for name in sorted(arrays):
     key = re.sub('/value$', '/key', name)
     if arrays[name].shape != arrays[key].shape:
       raise ValueError(f'{origin}: {name} is {arrays[name].shape} but its keys are {arrays[key].shape}; '
                        'expected the same shape.')
-  if len(lengths := {array.shape[1] for array in arrays.values()}) > 1:
+  if len(lengths := {_length(*item) for item in arrays.items()}) > 1:
     raise ValueError(f'{origin}: prefixes of lengths {sorted(lengths)}; expected one P at all sites.')
 
 
@@ -232,10 +238,9 @@ def encode_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str,
 
 def _layout(method: str, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """How many virtual tokens there are, and where they go."""
-  if method == 'prompt':
-    return {'count': len(tensors[PROMPT]), 'place': 'front of inputs'}
-  return {'count': next(iter(tensors.values())).shape[1],
-          'sites': sorted({name.removeprefix('prefix/').rpartition('/')[0] for name in tensors})}
+  place = {'prompt': {'place': 'front of inputs'}, 'infix': {'place': 'end of inputs'}}.get(method, {})
+  sites = sorted({name.removeprefix(f'{method}/').removesuffix('/key') for name in tensors if name.endswith('/key')})
+  return {'count': _length(*next(iter(tensors.items()))), **place, **({'sites': sites} if sites else {})}
 
 
 def _checksum(tensors: Mapping[str, np.ndarray]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.backbones.config import BackboneConfig
+from prompt_tuning.types import Array, Params, Trainable
 
 
 class Patch(struct.PyTreeNode):
@@ -34,6 +35,9 @@ class Base:
     encode: text -> token ids, without end of sequence.
     path: where it came from, for messages.
     fingerprint: of its content, see `checkpoints/base.py`; None where nobody asks.
+    activations: what it makes of a text, ids [n] -> {`attn_kv` site: (keys, values) [L, n, N, H]}; None where its
+      parameters are not loaded.
+    params: the parameters themselves, as a tree; None where they are not loaded.
   """
 
   config: BackboneConfig
@@ -41,12 +45,15 @@ class Base:
   encode: Callable[[str], list[int]]
   path: str = ''
   fingerprint: Callable[[], str] | None = None
+  activations: Callable[[Sequence[int]], Mapping[str, tuple[np.ndarray, np.ndarray]]] | None = None
+  params: Callable[[], Params] | None = None
 
 
 class Method(nn.Module):
   """Base class. Subclasses define `__call__(self, base=None) -> Patch`; `base` is given at `init` only."""
 
   collection = 'params'  # the variable collection, and first key of the trainable tree
+  dropout_rate = 0.0  # of the method's own dropout, which is active while training
 
   @property
   def virtual_tokens(self) -> int:
@@ -57,3 +64,8 @@ class Method(nn.Module):
     """Puts virtual tokens into the token ids [n] of one input."""
     del vocab_size
     return tokens
+
+  def export(self, trainable: Trainable) -> dict[str, Array]:
+    """What is kept when training is done: the tensors of `checkpoints.tuned.Tuned`, by path; {}: no such form."""
+    del trainable
+    return {}

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.checkpoints import tuned
-from prompt_tuning.methods import initializers
+from prompt_tuning.methods import initializers, reparameterization
 from prompt_tuning.methods.base import Base, Method, Patch
-from prompt_tuning.types import Array
+from prompt_tuning.methods.reparameterization import MLP
+from prompt_tuning.types import Array, PyTree, Trainable
 
 
 class VirtualTokens(struct.PyTreeNode):
@@ -33,11 +34,14 @@ class Prompt(Method):
 
   Attributes:
     length: P; the paper's default is 100.
-    initializer: see `methods/initializers.py`; the paper's default is class labels.
+    initializer: see `methods/initializers.py`; the paper's default is class labels. None: N(0, 1).
+    reparameterization: makes the table while it is trained ("embedding-only" of Li & Liang 2021); an `initializer`
+      is then what the MLP is fitted to, None leaves it as it begins.
   """
 
   length: int = 100
-  initializer: initializers.Initializer = initializers.random_uniform()
+  initializer: initializers.Initializer | None = initializers.random_uniform()
+  reparameterization: MLP | None = None
 
   collection = 'prompt'
 
@@ -49,37 +53,41 @@ class Prompt(Method):
     """The prompt's ids, then the text's: [n] -> [P + n]."""
     return np.concatenate([np.arange(vocab_size, vocab_size + self.length, dtype=tokens.dtype), tokens])
 
+  def export(self, trainable: Trainable) -> dict[str, Array]:
+    """The table [P, D]."""
+    return {tuned.PROMPT: reparameterization.apply(trainable['prompt'])}
+
   @nn.compact
   def __call__(self, base: Base | None = None) -> Patch:
-    """Returns the patch. With `base` (at init), the table [P, D] is made by the initializer."""
-    table = self.variable('prompt', 'embedding', lambda: self._new_table(self.make_rng('prompt'), base))
-    return Patch(sites={'inputs': VirtualTokens(table.value)})
+    """Returns the patch; with `base` (at init), its variables are made."""
+    if base is not None:
+      for name, value in self._new(self.make_rng('prompt'), base).items():
+        self.variable('prompt', name, lambda value=value: value)
+    return Patch(sites={'inputs': VirtualTokens(reparameterization.apply(self.variables['prompt']))})
 
-  def _new_table(self, key: jax.Array, base: Base) -> Array:
-    shape = (self.length, base.config.d_model)
-    table = jnp.asarray(self.initializer(key, shape, base), jnp.float32)
-    if table.shape != shape:
-      raise ValueError(
-          f'The prompt should be {list(shape)} (PROMPT_LENGTH x width of the base model) but its initializer '
-          f'made {list(table.shape)}. Use a prompt made for this base, or set PROMPT_LENGTH to its length.')
-    return table
+  def _new(self, key: jax.Array, base: Base) -> PyTree:
+    width, mlp = base.config.d_model, self.reparameterization
+    table = None
+    if self.initializer is not None or mlp is None:
+      table = new_table(key, self.length, self.initializer, base)
+    if mlp is None:
+      return {'embedding': table}
+    params = mlp.init(jax.random.fold_in(key, 1), self.length, width, (width,))
+    return params if table is None else reparameterization.fit(params, table)[0]
 
 
-def load(path: str) -> Prompt:
-  """A finished prompt as a method: its length is the file's.
+def new_table(key: jax.Array, length: int, initializer: initializers.Initializer | None, base: Base) -> Array:
+  """Embeddings [P, D] of virtual tokens as the initializer makes them; None: N(0, 1).
 
-  Where the file knows the base that it was trained on, another one at `init` gets a `tuned.OtherBaseWarning`.
-
-  Args:
-    path: a prompt file, a run folder (its best prompt), a PEFT folder or a T5X checkpoint, see `tuned.load`.
+  Raises:
+    ValueError: they are of another shape.
   """
-  finished = tuned.load(path, 'prompt')
-  table = finished.tensors[tuned.PROMPT]
-
-  def init(key, shape, base):
-    del key, shape
-    if base.fingerprint is not None:
-      tuned.warn_if_other_base(path, finished, base.path, base.fingerprint)
-    return table
-
-  return Prompt(length=len(table), initializer=init)
+  shape = (length, base.config.d_model)
+  if initializer is None:
+    return jax.random.normal(key, shape)
+  table = jnp.asarray(initializer(key, shape, base), jnp.float32)
+  if table.shape != shape:
+    raise ValueError(
+        f'The prompt should be {list(shape)} (PROMPT_LENGTH x width of the base model) but its initializer '
+        f'made {list(table.shape)}. Use a prompt made for this base, or set PROMPT_LENGTH to its length.')
+  return table

@@ -5,7 +5,7 @@ epoch and offset, kept in every checkpoint. Every process reads the same stream 
 the global batches do not depend on how many processes there are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import queue
 import threading
@@ -16,10 +16,12 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning import features, tasks
+from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tokenizer import AnyTokenizer
 
 tf.config.set_visible_devices([], 'GPU')  # TensorFlow only reads data: left alone it takes all of a GPU's memory
 
-Example = Mapping[str, Any]
+Example = features.Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +59,43 @@ class Dataset:
       raise ValueError(
           f'{self.mixture_or_task_name} has no split {self.split!r}; it has {", ".join(sorted(task.splits))}.')
     order = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] >> 1)
+    more = {'copy_pretokenized': True} if isinstance(task, seqio.Mixture) else {}  # a task keeps its text anyway
     data = task.get_dataset(
         sequence_length=None, split=self.split, shuffle=self.shuffle, seed=order, num_epochs=1,
-        use_cached=self.use_cached)
+        use_cached=self.use_cached, **more)
     if self.limit is not None:
       data = data.take(self.limit)
     return data.skip(skip).as_numpy_iterator()
+
+
+def encoder(
+    dataset: Dataset, tokenizer: AnyTokenizer, layout: features.Layout) -> Callable[[Example], Example] | None:
+  """What encodes a task's text again, for a base with other ids or another layout than the task's.
+
+  A task's own ids are taken as they are (None) if they are the base's and the layout has no more than an end behind
+  a text, which is what seqio puts there. So a task on T5's vocabulary serves every base.
+
+  Raises:
+    ValueError: from what is returned: an example has no text.
+  """
+  wanted = dataset.task.output_features
+  plain = not (layout.spaces or layout.opening or layout.target_opening)
+  if plain and all(vocabularies.same_ids(feature.vocabulary, tokenizer) for feature in wanted.values()):
+    return None
+
+  def encode(example: Example) -> Example:
+    texts = {}
+    for name in ('inputs', 'targets'):
+      text = example.get(f'{name}_pretokenized')
+      if name in wanted and text is None:
+        raise ValueError(
+            f'{dataset.mixture_or_task_name}: its token ids are not those of the base model, and it keeps no text to '
+            f'encode again ({name}_pretokenized). Let the task keep it, as seqio.preprocessors.tokenize does, or use '
+            'a base with the vocabulary of the task.')
+      texts[name] = None if text is None else text.decode()
+    return layout.encode(tokenizer, **texts)
+
+  return encode
 
 
 class TrainBatches:

@@ -1,6 +1,7 @@
-"""Scores a task: greedy predictions (or target log-probabilities) into the task's own seqio metric functions."""
+"""Scores a task: predictions (or target log-probabilities) into the task's own seqio metric functions."""
 
 from collections.abc import Mapping, Sequence
+import functools
 import json
 import sys
 import time
@@ -8,62 +9,74 @@ import time
 import jax
 import numpy as np
 
-from prompt_tuning import features, loading
+from prompt_tuning import decoding, features, loading
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
 from prompt_tuning.prompted import Prompted
+from prompt_tuning.tokenizer import AnyTokenizer
 from prompt_tuning.train import data, writers
 
 
-def converter(dataset: data.Dataset, model: Prompted) -> features.Converter:
-  """Pads a dataset's examples for a model, virtual tokens in place."""
+def converter(dataset: data.Dataset, model: Prompted, tokenizer: AnyTokenizer) -> features.Converter:
+  """Pads a dataset's examples for a model and its tokenizer, virtual tokens in place.
+
+  Raises:
+    ValueError: model, tokenizer and task do not belong together.
+  """
   config, method = model.backbone.config, model.method
-  pieces = dataset.task.output_features['inputs'].vocabulary.vocab_size
-  if pieces > config.vocab_size:
+  layout = features.layout_of(config, tokenizer)
+  encode = data.encoder(dataset, tokenizer, layout)
+  pieces = max(feature.vocabulary.vocab_size for feature in dataset.task.output_features.values())
+  if encode is None and pieces > config.vocab_size:
     raise ValueError(
         f'{dataset.mixture_or_task_name} has a vocabulary of {pieces} tokens but the base model embeds '
         f'{config.vocab_size}; ids beyond would be virtual tokens. Use a task with the vocabulary of the base.')
   return features.Converter(
-      dataset.task_feature_lengths, method.place, method.virtual_tokens, config.vocab_size, config.eos_id,
-      dataset.on_truncation)
+      dataset.task_feature_lengths, method.place, method.virtual_tokens, config.vocab_size, layout,
+      dataset.on_truncation, encode)
 
 
 class Evaluator:
   """Evaluates trainables on one dataset; compiled once."""
 
-  def __init__(self, loaded: loading.Loaded, dataset: data.Dataset):
+  def __init__(self, loaded: loading.Loaded, dataset: data.Dataset, decoder: decoding.Decoder | None = None):
+    """`decoder`: None is greedy; of several sequences the first is the prediction."""
     self.dataset, self._loaded = dataset, loaded
-    length = dataset.task_feature_lengths['targets']
     self._generate = jax.jit(
-        lambda trainable, frozen, batch: loaded.model.generate(trainable, frozen, batch, length),
+        functools.partial(loaded.model.generate, length=dataset.task_feature_lengths['targets'], decoder=decoder),
         out_shardings=loaded.partitioner.replicated)
     self._score = jax.jit(loaded.model.score, out_shardings=loaded.partitioner.replicated)
 
   def __call__(self, trainable) -> tuple[dict[str, float], list[str]]:
-    """Returns the metrics and one JSON line an example: input, target, prediction, score.
+    """Returns the metrics and one JSON line an example: input, target (or its references), prediction, score.
 
     Only tasks with score metrics pay for scoring; elsewhere `score` is the prediction's own log-probability.
     """
     task, loaded = self.dataset.task, self._loaded
-    convert = converter(self.dataset, loaded.model)
+    convert = converter(self.dataset, loaded.model, loaded.tokenizer)
     vocabulary = task.output_features['targets'].vocabulary
+    decode = vocabulary.decode  # T5's sentinels too
+    if convert.encode is not None:
+      decode = lambda ids: convert.layout.decode(loaded.tokenizer, ids)
     targets, predictions, rows, scores = [], [], [], []
     progress = Progress(unit='example')
     for examples, batch in data.eval_batches(self.dataset, convert):
       batch = loaded.partitioner.place_batch(batch)
-      decoded = self._generate(trainable, loaded.frozen, batch)
-      tokens, log_probs = (np.asarray(x)[:len(examples)] for x in decoded)
+      numbers = len(rows) + np.arange(self.dataset.batch_size)
+      decoded = self._generate(trainable, loaded.frozen, batch, keys=decoding.example_keys(numbers))
+      tokens, log_probs = (np.asarray(x)[:len(examples), 0] for x in (decoded.tokens, decoded.log_probs))
       if task.score_metric_fns:
         scores += np.asarray(self._score(trainable, loaded.frozen, batch))[:len(examples)].tolist()
       for example, ids, log_prob in zip(examples, tokens, log_probs, strict=True):
-        text = vocabulary.decode([int(i) for i in ids])
+        text = decode([int(i) for i in ids])
         target = _text(example, 'targets', vocabulary)
-        targets.append(task.postprocess_fn(target, example=example, is_target=True))
+        goal = task.postprocess_fn(target, example=example, is_target=True)
+        targets.append(goal)
         predictions.append(task.postprocess_fn(text, example=example, is_target=False))
         rows.append(json.dumps({
-            'input': _text(example, 'inputs', vocabulary), 'target': target, 'prediction': text,
-            'score': float(log_prob)}, ensure_ascii=False))
+            'input': _text(example, 'inputs', vocabulary), 'target': goal if isinstance(goal, list) else target,
+            'prediction': text, 'score': float(log_prob)}, ensure_ascii=False))
       progress.show(len(rows), {})
     metrics: dict[str, float] = {}
     for fns, outputs in ((task.predict_metric_fns, predictions), (task.score_metric_fns, scores)):
@@ -82,9 +95,10 @@ def evaluate(
     eval_datasets: Sequence[data.Dataset],
     backbone: loading.Backbone = loading.Backbone(),  # noqa: B008 (frozen)
     partitioner: Partitioner | None = None,
+    decoder: decoding.Decoder | None = None,
     random_seed: int = 0,
 ) -> Mapping[str, Mapping[str, float]]:
-  """The evaluation job: scores a finished method, such as `prompt.load(path)`, on datasets.
+  """The evaluation job: scores a finished method, such as `finished.load(path)`, on datasets.
 
   Writes `<task>.jsonl` and `metrics.json` into `output_dir` (EVAL_OUTPUT_DIR) and returns the metrics by task.
   """
@@ -95,7 +109,7 @@ def evaluate(
   for dataset in eval_datasets:
     loaded.partitioner.check_batch(dataset.batch_size)
     name = dataset.mixture_or_task_name
-    results[name], rows = Evaluator(loaded, dataset)(trainable)
+    results[name], rows = Evaluator(loaded, dataset, decoder)(trainable)
     writers.write_lines(root / f'{name}.jsonl', rows)
     print(f'{name}  ' + '  '.join(f'{k} {v:.4f}' for k, v in results[name].items()), flush=True)
   writers.write_json(root / 'metrics.json', {**results, 'seconds': time.monotonic() - began})
@@ -103,6 +117,7 @@ def evaluate(
 
 
 def _text(example, feature: str, vocabulary) -> str:
+  """The text of a feature; none for the source of a language modelling task."""
   if f'{feature}_pretokenized' in example:
     return example[f'{feature}_pretokenized'].decode()
-  return vocabulary.decode([int(i) for i in example[feature]])
+  return vocabulary.decode([int(i) for i in example.get(feature, ())])

@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 
-from prompt_tuning import loading, trees
+from prompt_tuning import decoding, loading, trees
 from prompt_tuning.checkpoints import run as run_checkpoints
 from prompt_tuning.checkpoints.tuned import Tuned
 from prompt_tuning.methods.base import Method
@@ -63,6 +63,7 @@ def train(
     keep: int = 1,
     best_metric: str | None = None,
     early_stopping_patience: int | None = None,
+    decoder: decoding.Decoder | None = None,
     on_start: Callable[[], None] = lambda: None,
 ) -> Mapping[str, object]:
   """Trains `method` on a frozen base; every argument is a gin parameter.
@@ -77,6 +78,7 @@ def train(
     best_metric: 'metric' or 'task/metric' that chooses the best checkpoint; None: the mean of the first evaluated
       task's metrics (Lester et al. 2021 average where a task has several).
     early_stopping_patience: stop after so many evaluations without a better one.
+    decoder: of evaluations, see `decoding`; None: greedy.
     on_start: called when everything is built, before the first step (the entry point saves the configuration).
 
   Returns:
@@ -131,15 +133,16 @@ def train(
     return json.loads((root / 'summary.json').read_text())
 
   # --- Data, and the files of the run.
-  converter = evaluate_lib.converter(train_dataset, model)
+  converter = evaluate_lib.converter(train_dataset, model, loaded.tokenizer)
   batches = data.TrainBatches(train_dataset, converter, random_seed, position)
   writer = writers.MetricsWriter(model_dir, start, enabled=first)
   if first:
     (root / 'model-info.txt').write_text(loading.model_info(loaded, trainable))
   train_step = step_lib.make_train_step(
-      model, optimizer_, loss, dropout_seed=random_seed if backbone.dropout_rate else None, microbatches=microbatches,
-      use_hardware_rng=use_hardware_rng)
-  evaluators = [evaluate_lib.Evaluator(loaded, dataset) for dataset in eval_datasets]
+      model, optimizer_, loss, dropout_seed=random_seed if backbone.dropout_rate or method.dropout_rate else None,
+      microbatches=microbatches, use_hardware_rng=use_hardware_rng)
+  export = jax.jit(method.export, out_shardings=partitioner.replicated)
+  evaluators = [evaluate_lib.Evaluator(loaded, dataset, decoder) for dataset in eval_datasets]
   on_start()
 
   def evaluate(step: int, trainable) -> dict[str, dict[str, float]]:
@@ -158,11 +161,10 @@ def train(
     origin = {'base_fingerprint': about['base_fingerprint'], 'base_path': loaded.path,
               'base_config': dataclasses.asdict(loaded.config), 'task': train_dataset.mixture_or_task_name,
               'step': step, 'metric': metric}
-    prompt = None
-    if method.collection == 'prompt':
-      prompt = Tuned('prompt', jax.device_get(trees.flatten(state.trainable)), origin)
+    tensors = jax.device_get(export(state.trainable))
+    finished = Tuned(method.collection, tensors, origin) if tensors else None
     checkpoints.save(
-        step, state._asdict(), {**about, 'position': position, 'best': best, 'waited': waited}, prompt, metric)
+        step, state._asdict(), {**about, 'position': position, 'best': best, 'waited': waited}, finished, metric)
 
   # --- The loop.
   results = {}
@@ -185,7 +187,7 @@ def train(
       saving = step % save_period == 0 or step == train_steps or evaluating or stop
       if step % log_period == 0 or saving:
         log = _fetch(pending, saved, model_dir)
-        real = sum(float(np.count_nonzero(tokens)) for _, _, tokens in pending)
+        real = sum(float(np.count_nonzero(tokens != loaded.config.source_pad_id)) for _, _, tokens in pending)
         padded = sum(tokens.size for _, _, tokens in pending)
         progress.add(examples=len(pending) * train_dataset.batch_size, tokens=padded, **{'real tokens': real})
         writer.write(step, 'train', **log, learning_rate=float(schedule(step - 1)),

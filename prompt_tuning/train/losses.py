@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from prompt_tuning.types import Array, Batch
 
-SPECIAL_NORMALIZERS = ('NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS', 'AVERAGE_PER_SEQUENCE')
+SPECIAL_NORMALIZERS = ('NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS', 'AVERAGE_PER_SEQUENCE', 'NUM_SEQUENCES')
 
 
 class Loss(struct.PyTreeNode):
@@ -50,7 +50,8 @@ def compute(
 
   Args:
     normalizing_factor: LOSS_NORMALIZING_FACTOR: None or a number divides by it; 'NUM_REAL_TARGET_TOKENS' by the sum
-      of weights; 'NUM_TOTAL_TARGET_TOKENS' by B x T; 'AVERAGE_PER_SEQUENCE' weighs each row equally.
+      of weights; 'NUM_TOTAL_TARGET_TOKENS' by B x T; 'AVERAGE_PER_SEQUENCE' weighs each row equally; 'NUM_SEQUENCES'
+      (not T5X's; Li & Liang 2021) divides by the rows with a target: a sum over each, their mean over the batch.
 
   Raises:
     ValueError: an unknown name of a normalizing factor.
@@ -65,6 +66,8 @@ def compute(
     elif normalizing_factor == 'AVERAGE_PER_SEQUENCE':
       weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-9)
       normalizer = jnp.sum(weights)
+    elif normalizing_factor == 'NUM_SEQUENCES':
+      normalizer = jnp.sum(jnp.any(weights > 0, axis=-1)).astype(jnp.float32)
     else:
       raise ValueError(
           f'LOSS_NORMALIZING_FACTOR={normalizing_factor!r}; expected None, a number or one of '

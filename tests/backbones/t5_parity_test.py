@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import loading, trees
+from prompt_tuning.backbones import t5
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.partitioning import Partitioner
@@ -87,8 +88,8 @@ def test_greedy(t5x):
   loaded, ref, _ = t5x
   generate = jax.jit(loaded.model.generate, static_argnums=3)
   decoded = generate(NO_PROMPT, loaded.frozen, models.batch_of(ref), ref['greedy/seqs'].shape[1])
-  np.testing.assert_array_equal(decoded.tokens, ref['greedy/seqs'])
-  np.testing.assert_allclose(decoded.log_probs, ref['greedy/logprobs'], rtol=1e-5)
+  np.testing.assert_array_equal(decoded.tokens[:, 0], ref['greedy/seqs'])
+  np.testing.assert_allclose(decoded.log_probs[:, 0], ref['greedy/logprobs'], rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['t5_1_1_init', 't5_1_0_init'])
@@ -119,7 +120,8 @@ def test_a_relative_position_table_in_each_layer(scan):
 def test_decoding_with_a_table_in_each_layer_equals_teacher_forcing():
   loaded, _, batch, _ = scan_sample()
   steps = 12
-  tokens = np.asarray(jax.jit(loaded.model.generate, static_argnums=3)(NO_PROMPT, loaded.frozen, batch, steps).tokens)
+  generate = jax.jit(loaded.model.generate, static_argnums=3)
+  tokens = np.asarray(generate(NO_PROMPT, loaded.frozen, batch, steps).tokens[:, 0])
   forced = {**batch, 'decoder_input_tokens': np.pad(tokens, [(0, 0), (1, 0)])[:, :-1]}
   best = np.asarray(jax.jit(loaded.model.logits)(NO_PROMPT, loaded.frozen, forced)).argmax(-1)
   live = np.cumsum(np.pad(tokens == 1, [(0, 0), (1, 0)])[:, :-1], axis=1) == 0
@@ -234,7 +236,7 @@ def hugging_face_batch(ref):
 def assert_greedy(model, trainable, frozen, batch, ref):
   """Hugging Face's sequences begin with the start token."""
   decoded = jax.jit(model.generate, static_argnums=3)(trainable, frozen, batch, ref['greedy'].shape[1] - 1)
-  np.testing.assert_array_equal(decoded.tokens, ref['greedy'][:, 1:])
+  np.testing.assert_array_equal(decoded.tokens[:, 0], ref['greedy'][:, 1:])
 
 
 def test_sizes_have_the_papers_parameter_counts():
@@ -242,7 +244,7 @@ def test_sizes_have_the_papers_parameter_counts():
   totals = {'small': 76_961_664, 'base': 247_578_624, 'large': 783_151_104, 'xl': 2_849_759_232, 'xxl': 11_135_336_448}
   for size, total in totals.items():
     config = models.config_lib.from_size(f't5_1_1_{size}')
-    model = Prompted(models.t5.T5(config), Prompt(length=1))
+    model = Prompted(t5.T5(config), Prompt(length=1))
     abstract = models.nn.meta.unbox(model.abstract_frozen())
     assert sum(x.size for x in jax.tree.leaves(abstract)) + config.d_model == total
     assert 'decoder/logits_dense/kernel' in trees.flatten(abstract)

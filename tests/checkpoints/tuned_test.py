@@ -26,6 +26,10 @@ PREFIX = tuned.Tuned('prefix', {
     'prefix/decoder/attn_kv/key': LAYERS[0], 'prefix/decoder/attn_kv/value': LAYERS[1],
     'prefix/encoder/attn_kv/key': LAYERS[1, :1], 'prefix/encoder/attn_kv/value': LAYERS[0, :1]}, {'step': 1})
 
+INFIX = tuned.Tuned('infix', {
+    'infix/embedding': LAYERS[0, 0, :, 0], 'infix/encoder/attn_kv/key': LAYERS[0],
+    'infix/encoder/attn_kv/value': LAYERS[1]})
+
 
 def rows(path, **kwargs) -> np.ndarray:
   found = tuned.load(path, **kwargs)
@@ -110,10 +114,17 @@ def test_a_run_folder_stands_for_its_best_else_its_newest(tmp_path):
   assert found() == (1.5, 1.5)
 
 
+def test_of_a_run_with_prefixes_the_newest(tmp_path):
+  for step in (9, 10):
+    small = dataclasses.replace(PREFIX, about={'step': step})
+    tuned.save_safetensors(tmp_path / f'prompts/prefix_{step}.safetensors', small)
+  assert tuned.load(tmp_path, 'prefix').about == {'step': 10}
+
+
 # --- writing ---
 
 
-@pytest.mark.parametrize('small', [PROMPT, PREFIX], ids=['prompt', 'prefix'])
+@pytest.mark.parametrize('small', [PROMPT, PREFIX, INFIX], ids=lambda small: small.method)
 def test_what_is_saved_is_loaded(tmp_path, small):
   tuned.save_safetensors(tmp_path / 'new' / 'a.safetensors', small)
   again = tuned.load(tmp_path / 'new' / 'a.safetensors', small.method)
@@ -163,7 +174,7 @@ def test_npy_of_a_prompt(tmp_path):
     (tuned.Tuned('prompt', {'prompt/embedding': np.full((2, 2), np.inf)}), 'a.file: 4 of 4 values are NaN or infinite'),
     (tuned.Tuned('prompt', {'prompt/embedding': ROWS[0]}), r'a.file: expected one float array \[P, D\], found \(4,\)'),
     (tuned.Tuned('prompt', {}), '(?s)other tensors than expected.*- prompt/embedding'),
-    (tuned.Tuned('adapter', {}), "a.file: of method 'adapter'; expected prompt or prefix"),
+    (tuned.Tuned('adapter', {}), "a.file: of method 'adapter'; expected prompt, prefix or infix"),
     (tuned.Tuned('prompt', PROMPT.tensors, {'sha256': 'x'}), 'facts about it may not be called sha256'),
 ])
 def test_what_cannot_be_saved(tmp_path, small, message):
@@ -236,12 +247,15 @@ REFUSED = {
     'safetensors integers': (ours({'prompt/embedding': np.zeros((3, 4), np.int32)}), r'found \(3, 4\) int32'),
     'safetensors axes': (ours({'prompt/embedding': ROWS[0]}), r'expected one float array \[P, D\], found \(4,\)'),
     'safetensors NaN': (ours({'prompt/embedding': ROWS * np.nan}), '12 of 12 values are NaN'),
-    'method': (ours(GOOD, 'adapter'), "of method 'adapter'; expected prompt or prefix"),
+    'method': (ours(GOOD, 'adapter'), "of method 'adapter'; expected prompt, prefix or infix"),
     'no JSON': (ours(GOOD, step='{'), 'its metadata is no JSON'),
     'layout': (ours(GOOD, virtual_tokens='{"count": 3, "place": "end"}'), "virtual_tokens in its metadata are.*'end'"),
     'no values': (ours({'prefix/a/key': LAYERS[0]}, 'prefix'), '(?s)- prefix/a/value'),
     'prefix axes': (ours({'prefix/a/key': ROWS, 'prefix/a/value': ROWS}, 'prefix'),
                     r'prefix/a/key: a float array \[L, P, N, H\], found \(3, 4\)'),
+    'two sites of an infix': (ours({**INFIX.tensors, 'infix/b/key': LAYERS[0]}, 'infix'),
+                              r'(?s)- infix/b/value.*\+ infix/encoder/attn_kv/key'),
+    'infix lengths': (ours({**INFIX.tensors, 'infix/embedding': ROWS}, 'infix'), r'lengths \[3, 5\]; expected one P'),
     'unlike values': (ours({'prefix/a/key': LAYERS[0], 'prefix/a/value': LAYERS[1, :1]}, 'prefix'),
                       'prefix/a/value is .* but its keys are'),
     'prefix lengths': (ours({'prefix/a/key': LAYERS[0], 'prefix/a/value': LAYERS[1],

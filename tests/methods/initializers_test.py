@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.methods import initializers
+from prompt_tuning.methods import finished, initializers
 from prompt_tuning.methods.base import Base
-from prompt_tuning.methods.prompt import Prompt, load
+from prompt_tuning.methods.prompt import Prompt
 
 CONFIG = dataclasses.replace(config_lib.from_size('t5_1_1_tiny'), d_model=8)
 TABLE = np.random.default_rng(0).standard_normal((CONFIG.vocab_size, 8)).astype(np.float32)
@@ -87,7 +87,7 @@ def test_from_file(tmp_path):
   np.save(tmp_path / 'a.npy', prompt)
   x = make(initializers.from_file(str(tmp_path / 'a.npy')))
   np.testing.assert_array_equal(x, prompt.astype(np.float32))
-  method = load(str(tmp_path / 'a.npy'))
+  method = finished.load(str(tmp_path / 'a.npy'))
   assert method.virtual_tokens == 10
   np.testing.assert_array_equal(method.init({'prompt': KEY}, BASE)['prompt']['embedding'], x)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from prompt_tuning import cli, loading
-from prompt_tuning.methods import prompt as prompt_lib
+from prompt_tuning.methods import finished
+from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.train import data, evaluate, infer
 from tests import models
 
@@ -28,7 +29,7 @@ def prompt(tmp_path_factory):
 def job(folder, prompt, **kwargs):
   """Runs the job; the rows it wrote."""
   given = dict(
-      output_dir=str(folder / 'out'), initial_checkpoint_path=None, method=prompt_lib.load(prompt), backbone=BACKBONE,
+      output_dir=str(folder / 'out'), initial_checkpoint_path=None, method=finished.load(prompt), backbone=BACKBONE,
       partitioner=models.one_device(), batch_size=2, max_length=4)
   return infer.infer(**{**given, **kwargs})
 
@@ -106,7 +107,7 @@ def test_a_task_and_the_evaluation_job_agree_with_the_trainers_evaluator(tmp_pat
   assert {row['targets'] for row in predicted} <= {'positive', 'negative'}
 
   metrics = evaluate.evaluate(
-      output_dir=str(tmp_path / 'eval'), initial_checkpoint_path=None, method=prompt_lib.load(prompt),
+      output_dir=str(tmp_path / 'eval'), initial_checkpoint_path=None, method=finished.load(prompt),
       eval_datasets=[DATASET], backbone=BACKBONE, partitioner=models.one_device())
   written = json.loads((tmp_path / 'eval' / 'metrics.json').read_text())
   assert written['sst2_sample'] == metrics['sst2_sample']
@@ -115,7 +116,7 @@ def test_a_task_and_the_evaluation_job_agree_with_the_trainers_evaluator(tmp_pat
   assert [line['target'] for line in lines] == [row['targets'] for row in predicted]
 
   # What the trainer does, with the prompt as its trainable.
-  method = prompt_lib.Prompt(length=3)
+  method = Prompt(length=3)
   loaded = loading.load(None, method, BACKBONE, models.one_device())
   trainable = {'prompt': {'embedding': np.load(prompt, allow_pickle=False)}}
   by_trainer, _ = evaluate.Evaluator(loaded, DATASET)(trainable)

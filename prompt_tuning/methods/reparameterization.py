@@ -1,0 +1,86 @@
+"""A multilayer perceptron that makes the rows of a prompt or prefix while they are trained (Li & Liang 2021, 4.3).
+
+Row i is MLP(embedding[i]); embedding and MLP are trained, the rows are kept. As in the released code the embedding is
+D wide (in the paper as wide as the hidden layer, see `input_width`), everything begins as PyTorch's `Embedding` and
+`Linear` do, N(0, 1) and U[-1 / sqrt(in), 1 / sqrt(in)), and two hidden layers are its "deep" option.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prompt_tuning.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+  """Embedding [P, input_width] -> (Linear(hidden) -> tanh) x layers -> Linear.
+
+  Attributes:
+    hidden: width of the hidden layers; the paper's is 512 for tables, 800 for summarisation.
+    input_width: of the embedding; None: D of the base.
+    layers: how many are hidden.
+  """
+
+  hidden: int = 512
+  input_width: int | None = None
+  layers: int = 1
+
+  def __post_init__(self):
+    for name in ('hidden', 'input_width', 'layers'):
+      if (value := getattr(self, name)) is not None and value < 1:
+        raise ValueError(f'MLP.{name}={value}; expected at least 1.')
+
+  def init(self, key: jax.Array, length: int, d_model: int, row: tuple[int, ...]) -> PyTree:
+    """New parameters of an MLP that makes P = `length` rows of shape `row`.
+
+    Returns:
+      {'embedding': [P, input_width], 'layer_0': {'kernel': [input_width, hidden], 'bias': [hidden]}, ...}; the last
+      layer's kernel is [hidden, *row].
+    """
+    keys = iter(jax.random.split(key, 2 * self.layers + 3))
+    widths = [self.input_width or d_model, *[self.hidden] * self.layers]
+    params: dict = {'embedding': jax.random.normal(next(keys), (length, widths[0]))}
+    for i, (inputs, units) in enumerate(zip(widths, [*[(w,) for w in widths[1:]], row], strict=True)):
+      uniform = lambda shape, bound=inputs**-0.5: jax.random.uniform(next(keys), shape, jnp.float32, -bound, bound)
+      params[f'layer_{i}'] = {'kernel': uniform((inputs, *units)), 'bias': uniform(units)}
+    return params
+
+
+def apply(params: PyTree) -> Array:
+  """The rows [P, ...] that parameters of an MLP stand for; an embedding without layers stands for itself."""
+  x, last = params['embedding'], len(params) - 2
+  for i in range(last + 1):
+    kernel, bias = params[f'layer_{i}']['kernel'], params[f'layer_{i}']['bias']
+    flat = kernel.reshape(len(kernel), -1)  # XLA on a CPU takes the gradient of a matrix in half the time
+    x = (x @ flat).reshape(-1, *bias.shape) + bias
+    x = jnp.tanh(x) if i < last else x
+  return x
+
+
+def fit(params: PyTree, rows: Array, steps: int = 500, learning_rate: float = 1e-4) -> tuple[PyTree, Array]:
+  """Trains an MLP until it makes `rows` [P, ...]: the paper's pre-fit to the activations of real words.
+
+  Adam on the mean squared error, of the weights only: the embedding stays what it is.
+
+  Returns:
+    The parameters, and the mean squared error that is left (to be compared with the variance of the rows).
+  """
+  optimizer = optax.adam(learning_rate)
+
+  @jax.jit
+  def run(embedding, weights, rows):
+    loss = lambda weights: jnp.mean(jnp.square(apply({'embedding': embedding, **weights}) - rows))
+
+    def step(_, carry):
+      weights, state = carry
+      updates, state = optimizer.update(jax.grad(loss)(weights), state)
+      return optax.apply_updates(weights, updates), state
+
+    weights, _ = jax.lax.fori_loop(0, steps, step, (weights, optimizer.init(weights)))
+    return weights, loss(weights)
+
+  weights, error = run(params['embedding'], {k: v for k, v in params.items() if k != 'embedding'}, rows)
+  return {'embedding': params['embedding'], **weights}, error

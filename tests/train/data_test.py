@@ -1,0 +1,154 @@
+"""A task's text on the way to bases of other families: re-encoded for the base, or as it is; and back as text."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from prompt_tuning import loading, trees
+from prompt_tuning.checkpoints import base, huggingface
+from prompt_tuning.checkpoints.source import TensorInfo
+from prompt_tuning.methods.prompt import Prompt
+from prompt_tuning.tasks import features as task_features
+from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tokenizer import open_tokenizer
+from prompt_tuning.train import data, evaluate
+from tests import models
+
+LENGTHS = {'inputs': 64, 'targets': 8}
+SIZES = {'gpt2': 'gpt2_tiny', 'bart': 'bart_tiny', 't5': 't5_1_1_tiny'}
+ROWS = [('name : Blue Spice', 'Blue Spice'), ('area : riverside', 'by the river'), ('food : Fast', 'fast')]
+REFERENCES = ['one', 'another']
+
+
+@functools.cache
+def load(family, **kwargs) -> loading.Loaded:
+  """A random small base with its tokenizer."""
+  path = None if family == 't5' else str(models.GOLDENS / 'tokenizers' / family)
+  backbone = loading.Backbone(**{'size': SIZES[family], 'tokenizer': path, **kwargs})
+  return loading.load(None, Prompt(length=2), backbone, models.one_device())
+
+
+def source(split, shuffle_files=False, seed=None) -> tf.data.Dataset:
+  del split, shuffle_files, seed
+  inputs, targets = map(list, zip(*ROWS, strict=True))
+  return tf.data.Dataset.from_tensor_slices({'inputs': inputs, 'targets': targets})
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tasks():
+  """Tasks as T5 has them, without their text, in another vocabulary, with references, and a mixture."""
+  tokenize = seqio.preprocessors.tokenize
+  without_text = lambda dataset, output_features: tokenize(dataset, output_features, copy_pretokenized=False)
+  in_gpt2 = seqio.Feature(
+      vocabularies.TokenizerVocabulary(open_tokenizer(models.GOLDENS / 'tokenizers/gpt2', 'gpt2')), add_eos=True)
+  references = lambda text, example=None, is_target=False: REFERENCES if is_target else text.strip()
+  exact = lambda targets, predictions: {'known': sum(p in t for t, p in zip(targets, predictions, strict=True))}
+  names = []
+  for name, step, feature, more in (
+      ('data_test_text', tokenize, task_features.OUTPUT_FEATURES['inputs'], {}),
+      ('data_test_ids', without_text, task_features.OUTPUT_FEATURES['inputs'], {}),
+      ('data_test_gpt2', tokenize, in_gpt2, {}),
+      ('data_test_references', tokenize, in_gpt2, {'postprocess_fn': references, 'metric_fns': [exact]})):
+    seqio.TaskRegistry.add(
+        name, source=seqio.FunctionDataSource(source, splits=['train']),
+        preprocessors=[step, seqio.preprocessors.append_eos],
+        output_features={'inputs': feature, 'targets': feature}, **{'metric_fns': [], **more})
+    names.append(name)
+  seqio.MixtureRegistry.add('data_test_mixture', [('data_test_text', 1)])
+  yield
+  seqio.MixtureRegistry.remove('data_test_mixture')
+  for name in names:
+    seqio.TaskRegistry.remove(name)
+
+
+def dataset(name='data_test_text', **kwargs) -> data.Dataset:
+  return data.Dataset(name, LENGTHS, 'train', **{'batch_size': 3, 'shuffle': False, **kwargs})
+
+
+def batch_of(loaded, dataset):
+  convert = evaluate.converter(dataset, loaded.model, loaded.tokenizer)
+  return next(data.TrainBatches(dataset, convert, seed=0)), convert
+
+
+def test_t5_takes_the_tasks_own_ids():
+  _, convert = batch_of(load('t5'), dataset())
+  assert convert.encode is None
+
+
+@pytest.mark.parametrize('name', ['data_test_text', 'data_test_gpt2', 'data_test_mixture'])
+@pytest.mark.parametrize('family', ['gpt2', 'bart'])
+def test_text_is_encoded_again_for_another_base(family, name):
+  loaded = load(family)
+  batch, convert = batch_of(loaded, dataset(name))
+  ours, layout = loaded.tokenizer, convert.layout
+  for row, (inputs, targets) in enumerate(ROWS):
+    expected = layout.encode(ours, inputs, targets)
+    tokens = batch['encoder_input_tokens'][row]
+    assert tokens[tokens != layout.source_pad_id].tolist() == [1024, 1025, *expected['inputs']]
+    weighed = batch['decoder_loss_weights'][row] > 0
+    assert batch['decoder_target_tokens'][row][weighed].tolist() == expected['targets'][:8]
+    assert batch['decoder_input_tokens'][row][0] == loaded.config.start_id
+
+
+def test_t5_reads_a_task_in_another_vocabulary():
+  loaded = load('t5')
+  batch, _ = batch_of(loaded, dataset('data_test_gpt2'))
+  ids = [*loaded.tokenizer.encode(ROWS[0][0]), 1]
+  np.testing.assert_array_equal(batch['encoder_input_tokens'][0][2:2 + len(ids)], ids)
+
+
+def test_a_task_that_keeps_no_text():
+  batch_of(load('t5'), dataset('data_test_ids'))
+  with pytest.raises(ValueError, match=r'data_test_ids: its token ids are not those of the base.*keeps no text'):
+    batch_of(load('gpt2'), dataset('data_test_ids'))
+
+
+def test_predictions_are_the_bases_text_and_references_are_kept():
+  loaded = load('bart')
+  metrics, rows = evaluate.Evaluator(loaded, dataset('data_test_references'))(loaded.new_trainable(0))
+  assert metrics == {'known': 0.0}
+  rows = [json.loads(row) for row in rows]
+  assert [row['input'] for row in rows] == [inputs for inputs, _ in ROWS]
+  assert all(row['target'] == REFERENCES for row in rows)
+  assert all(isinstance(row['prediction'], str) for row in rows)
+
+
+def test_a_base_without_tokenizer_loads_until_text_is_needed():
+  loaded = load('gpt2', tokenizer=None)
+  assert jax.tree.leaves(loaded.new_trainable(0))[0].shape == (2, 64)
+  with pytest.raises(ValueError, match="random gpt2_tiny: this gpt2 model comes without a tokenizer, and text is to be "
+                     "read. Copy its tokenizer's files into its folder, or name their folder by Backbone.tokenizer."):
+    batch_of(loaded, dataset())
+
+
+def test_tokenizers_lie_in_the_models_folder_and_are_written_along(tmp_path):
+  given = load('gpt2')
+  params = trees.flatten(given.frozen)
+  infos = {path: TensorInfo(x.shape, x.dtype) for path, x in params.items()}
+  with huggingface.writing(tmp_path / 'model', given.config, infos, models.GOLDENS / 'tokenizers/gpt2') as writer:
+    for path, x in params.items():
+      writer.write(path, np.asarray(x))
+  assert base.open_base(str(tmp_path / 'model')).tokenizer_path == str(tmp_path / 'model')
+  loaded = loading.load(str(tmp_path / 'model'), Prompt(length=2), partitioner=models.one_device())
+  assert loaded.tokenizer.fingerprint == given.tokenizer.fingerprint
+  assert loading.base_of(str(tmp_path / 'model')).encode('the pub') == given.tokenizer.encode('the pub')
+  for name in ('vocab.json', 'merges.txt'):
+    (tmp_path / 'model' / name).unlink()
+  without = loading.base_of(str(tmp_path / 'model'))
+  assert without.embeddings([3]).shape == (1, 64)
+  with pytest.raises(ValueError, match='this gpt2 model comes without a tokenizer'):
+    without.encode('the pub')
+
+
+def test_the_tokenizer_of_another_family():
+  with pytest.raises(ValueError, match='has no </s>, as that of bart models'):
+    load('bart', tokenizer=str(models.GOLDENS / 'tokenizers/gpt2'))
+  other = dataclasses.replace(load('t5'), known_tokenizer=load('bart').tokenizer)
+  with pytest.raises(ValueError, match='eos_id of the tokenizer is 2 but that of the model 1'):
+    batch_of(other, dataset())
