@@ -66,12 +66,13 @@ class Prompted:
     frozen, patch = self._patched(trainable, frozen)
     config = self.backbone.config
     logits, context = self.backbone.apply({'params': frozen}, batch, patch.sites, length=length, method='prefill')
-    backbone, sites = self.backbone, patch.sites
+    backbone, sites = self.backbone, sites_lib.for_decoding(patch.sites)
+    cache = cache_lib.new(context, length * decoder.width)
     if not backbone.scan:
       layers = config.decoder_layers
       backbone, frozen = backbone.clone(apart=True), stack.apart_params(frozen, 'decoder', layers)
       sites = {name: stack.apart(site, layers) if name.startswith('decoder/') else site for name, site in sites.items()}
-      context |= {name: stack.apart(context[name], layers) for name in ('self', 'cross') if name in context}
+      cache |= {name: stack.apart(cache[name], layers) for name in ('self', 'cross') if name in cache}
 
     def step(tokens, cache, time, visible):
       visible = visible.reshape(*tokens.shape, -1)  # [B, K, T K]
@@ -79,8 +80,7 @@ class Prompted:
       return logits, cache_lib.write(cache, new, time)
 
     ids = decoding.TokenIds(config.eos_id, config.pad_id, config.forced_bos_id, config.forced_eos_id)
-    return decoder(
-        logits, cache_lib.grow(context, length * decoder.width), step, length=length, ids=ids, keys=keys)
+    return decoder(logits, cache, step, length=length, ids=ids, keys=keys)
 
   def source_limit(self, trainable: Trainable, length: int) -> int | None:
     """Tokens of a source, virtual ones included, that leave room to decode `length`; None: as many as you like."""

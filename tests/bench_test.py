@@ -23,12 +23,13 @@ def train_step(monkeypatch):
   monkeypatch.syspath_prepend(BENCH)
   import train_step
   yield train_step
-  del sys.modules['train_step']
+  for name in ('train_step', 'decode'):
+    sys.modules.pop(name, None)
 
 
-def run(*flags: str) -> subprocess.CompletedProcess:
+def run(*flags: str, script: str = 'train_step.py') -> subprocess.CompletedProcess:
   return subprocess.run(
-      [sys.executable, str(BENCH / 'train_step.py'), *flags], capture_output=True, text=True, check=False)
+      [sys.executable, str(BENCH / script), *flags], capture_output=True, text=True, check=False)
 
 
 def test_one_row():
@@ -123,3 +124,64 @@ def test_interchange(tmp_path):
   assert run_['result_mb'] >= report['bytes'] / 1e6  # norms are whole on each of the devices
   assert loaded['beyond_result_mb'] == pytest.approx(run_['peak_mb'] - run_['result_mb'])
   assert list(tmp_path.iterdir()) == []
+
+
+def test_decode():
+  done = run('--rows=tiny', '--turns=2', script='decode.py')
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert text[0].split()[:2] == ['row', 'contender']
+  assert text[1].split()[:2] == ['tiny', 'ours']
+  row = json.loads(last)['rows']['tiny']
+  ours = row['contenders']['ours']
+  assert ours['tokens'] == row['B'] * row['T']
+  assert ours['tokens_per_second'] == ours['tokens'] / min(ours['seconds'])
+  assert len(ours['seconds']) == 2
+  assert ours['speed_up'] == ours['paired'] == 1.0
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'tokens': 7}, 'other made 7 tokens; expected B x T = 128'),
+    ({'frozen_parameters': 8}, 'frozen_parameters: 8 of other, 5 of ours')])
+def test_decoders_that_do_other_work_are_refused(train_step, monkeypatch, change, message):
+  import decode
+  monkeypatch.setattr(decode, 'PAUSE', 0)
+
+  class Fake:
+    """A worker that answers at once."""
+
+    def __init__(self, name, command):
+      del command
+      self.other = change if name == 'other' else {}
+
+    def ask(self, request, value):
+      del value
+      known = {'tokens': 128, 'frozen_parameters': 5, **self.other}
+      if request == 'build':
+        return {'platform': 'cpu', 'frozen_parameters': known['frozen_parameters']}
+      return {'seconds': [1.0], 'losses': [known['tokens']], 'peak_memory_gb': 1.0}
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+  monkeypatch.setattr(decode, 'Worker', Fake)
+  row = decode.Row('gpt2_tiny', B=2, beams=1)
+  assert decode.measure(row, {'ours': []}, 1)['contenders']['ours']['tokens_per_second'] == 128
+  with pytest.raises(RuntimeError, match=message):
+    decode.measure(row, {'ours': [], 'other': []}, 1)
+
+
+def test_prefix_cost():
+  done = run('--rows=tiny_gradient,tiny_step', '--turns=2', script='prefix_cost.py')
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert [line.split()[0] for line in text] == ['row', 'tiny_gradient', 'tiny_step']
+  rows = json.loads(last)['rows']
+  gradient, step = rows['tiny_gradient'], rows['tiny_step']
+  assert gradient['ratio'] == gradient['with'] / gradient['without']
+  assert gradient['with'] == min(with_ for with_, _ in gradient['seconds'])
+  many, one, *_ = map(min, zip(*step['seconds'], strict=True))
+  assert step['with'] == pytest.approx((many - one) / (step['T'] - 1))

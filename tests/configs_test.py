@@ -38,7 +38,7 @@ def company(file: str) -> tuple[list[str], list[str]]:
   recipe = str(pathlib.Path(file).with_name('recipe.gin'))
   behind = [recipe] if recipe != file and (CONFIGS / recipe).exists() else []
   model, method = COMPANY.get(pathlib.Path(file).parent.name, (MODEL, METHOD))
-  model = 'models/bart.gin' if file == 'papers/li2021/xsum.gin' else model
+  model = 'models/bart.gin' if file.endswith('xsum.gin') else model
   return [model, method, RUN, *behind, file], TRAIN
 
 
@@ -98,7 +98,21 @@ def test_recipes_of_prefix_tuning(name, expected):
       'LEARNING_RATE', 'BATCH_SIZE', 'PREFIX_LENGTH', 'MLP_HIDDEN', 'DROPOUT_RATE')]
   assert tuple(values) == expected
   assert gin.query_parameter('optim.adamw.max_grad_norm') == 1.0
-  assert gin_utils.macro('LOSS_NORMALIZING_FACTOR') == 'NUM_SEQUENCES'
+  per_sentence = 'NUM_REAL_TARGET_TOKENS' if name == 'xsum' else 'NUM_SEQUENCES'
+  assert gin_utils.macro('LOSS_NORMALIZING_FACTOR') == per_sentence
+  assert gin_utils.macro('BEST_METRIC') == ('rouge2' if name == 'xsum' else 'bleu')
+
+
+@pytest.mark.parametrize(('file', 'beam'), [
+    ('decode', {'beams': 5, 'alpha': 1.0, 'banned': (198, 628)}),
+    ('decode_xsum', {'beams': 6, 'alpha': 0.8, 'min_length': 10})])
+@pytest.mark.parametrize('run', ['runs/train.gin', 'runs/eval.gin', 'runs/infer.gin'])
+def test_every_job_takes_the_decoding_of_a_paper(file, beam, run):
+  (_, *files), bindings = company(run)
+  gin_utils.parse(['models/bart.gin', *files, f'papers/li2021/{file}.gin'], bindings, '')
+  assert 'Beam' in str(gin_utils.macro('DECODER'))
+  for name, value in {**beam, 'length_penalty': 'hf', 'early_stopping': False}.items():
+    assert gin.query_parameter(f'decoding.Beam.{name}') == value
 
 
 @pytest.mark.parametrize('bindings', [

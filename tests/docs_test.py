@@ -1,4 +1,4 @@
-"""Every command of the README and the pages is one that runs: configurations parse, scripts are there."""
+"""Every command of the README and the pages is one that runs: configurations and flags parse, scripts are there."""
 
 import importlib
 import pathlib
@@ -8,8 +8,9 @@ import shlex
 import numpy as np
 import pytest
 
-from prompt_tuning import cli
+from prompt_tuning import cli, score
 from prompt_tuning.checkpoints import tuned
+from prompt_tuning.metrics import suites
 from tests import models
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,7 +28,10 @@ def commands():
 
 @pytest.mark.parametrize('words', list(commands()))
 def test_command(words, capsys):
-  if words[0] == 'prompt-tuning':
+  if words[:2] == ['prompt-tuning', 'score']:
+    flags = score.parser().parse_args(words[2:])
+    assert suites.select(flags.suite, flags.metrics and flags.metrics.split(','))
+  elif words[0] == 'prompt-tuning':
     assert cli.run(words[1], [*words[2:], '--dry_run']) == 0
     assert 'MODEL' in capsys.readouterr().out
   else:

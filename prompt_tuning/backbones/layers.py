@@ -141,7 +141,8 @@ def attend(
   Returns:
     [B, T, N, H].
   """
-  pieces = [(_letters(piece), *(x.astype(q.dtype) for x in piece)) for piece in (*([] if more is None else [more]), *own)]
+  pieces = [*([] if more is None else [more]), *own]
+  pieces = [(_letters(piece), *(x.astype(q.dtype) for x in piece)) for piece in pieces]
   scores = [jnp.einsum(f'BTNH,{keys}->BNTS', q, k, preferred_element_type=jnp.float32) for keys, k, _ in pieces]
   ends = list(itertools.accumulate(x.shape[-1] for x in scores))
   first, scores = (None, scores) if more is None else (scores[0], scores[1:])

@@ -4,7 +4,7 @@ Decoding reads every weight for a handful of tokens, and on a CPU a layer's slic
 it is used, at each token. `Apart` keeps what belongs to each layer in arrays of its own, made once before the loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 
 from flax import linen as nn
@@ -38,9 +38,19 @@ def of_layer(tree: PyTree, i: int) -> PyTree:
 
 
 def apart_params(params: Params, stack: str, length: int) -> Params:
-  """The parameters of a backbone, those of `{stack}/layers` apart, as its `apart` version wants them."""
-  layers = apart(params[stack]['layers'], length)
-  return {**params, stack: {**params[stack], 'layers': {str(i): of_layer(layers, i) for i in range(length)}}}
+  """The parameters of a backbone as its `apart` version wants them.
+
+  Those of `{stack}/layers` are apart, and each `kernel` of the stack, [..., in, out], is `transposed`, [..., out, in].
+  """
+  own = _transposed(params[stack])
+  layers = apart(own.pop('layers'), length)
+  own = jax.lax.optimization_barrier(own)
+  return {**params, stack: {**own, 'layers': {str(i): of_layer(layers, i) for i in range(length)}}}
+
+
+def _transposed(params: Params) -> Params:
+  one = lambda name, x: ('transposed', x.mT) if name == 'kernel' else (name, x)
+  return dict((name, _transposed(x)) if isinstance(x, Mapping) else one(name, x) for name, x in params.items())
 
 
 class ApartLayers(nn.Module):

@@ -65,7 +65,8 @@ def _load(path: str | os.PathLike) -> Tuned:
 def _read_file(file: pathlib.Path) -> Tuned:
   with open(file, 'rb') as f:
     head = f.read(256)
-  if head.startswith(b'\x80') or b'/data.pkl' in head:  # torch.save, old or new
+  safetensors = head[8:9] == b'{'  # behind the length of its header, whose first byte may be any
+  if (head.startswith(b'\x80') and not safetensors) or b'/data.pkl' in head:  # torch.save, old or new
     raise ValueError(f'{file}: is a pickle, which could run code when loaded and is not read; of a PEFT adapter, load '
                      'it in PEFT, save it with save_pretrained(FOLDER, safe_serialization=True) and name FOLDER.')
   if head.startswith(b'PK'):
@@ -73,7 +74,7 @@ def _read_file(file: pathlib.Path) -> Tuned:
                      'with numpy.save.')
   if head.startswith(b'\x93NUMPY') or file.suffix == '.npy':
     return tuned_file.read_npy(file)
-  if head[8:9] == b'{' or file.suffix == '.safetensors':
+  if safetensors or file.suffix == '.safetensors':
     return tuned_file.read_ours(file)
   raise ValueError(f'{file}: neither .npy nor .safetensors by its content; {_FORMS}.')
 

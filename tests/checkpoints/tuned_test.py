@@ -86,6 +86,16 @@ def test_kinds_of_npy(tmp_path, array):
   np.testing.assert_array_equal(rows(tmp_path / 'a.npy'), np.asarray(array, np.float32))
 
 
+def test_no_length_of_a_header_makes_a_file_a_pickle(tmp_path):
+  """A safetensors file begins with the length of its header, and a pickle with the byte 0x80."""
+  path, firsts = tmp_path / 'a.safetensors', set()
+  for n in range(0, 256, 4):
+    tuned.save_safetensors(path, Tuned('prompt', {tuned.PROMPT: ROWS}, {'task': 'x' * n}))
+    firsts.add(path.read_bytes()[0])
+    np.testing.assert_array_equal(tuned.load(path).tensors[tuned.PROMPT], ROWS)
+  assert 0x80 in firsts
+
+
 def test_version_2_of_npy(tmp_path):
   with open(tmp_path / 'a', 'wb') as file:
     np.lib.format.write_array(file, ROWS, version=(2, 0))

@@ -6,8 +6,10 @@ import gin
 import numpy as np
 import pytest
 
-from prompt_tuning import cli, loading
+from prompt_tuning import cli, decoding, loading
+from prompt_tuning.interactive import PromptedModel
 from prompt_tuning.methods import finished
+from prompt_tuning.methods.prefix import Prefix
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.train import data, evaluate, infer
 from tests import models
@@ -29,7 +31,8 @@ def prompt(tmp_path_factory):
 def job(folder, prompt, **kwargs):
   """Runs the job; the rows it wrote."""
   given = dict(
-      output_dir=str(folder / 'out'), initial_checkpoint_path=None, method=finished.load(prompt), backbone=BACKBONE,
+      output_dir=str(folder / 'out'), initial_checkpoint_path=None, backbone=BACKBONE,
+      method=None if prompt is None else finished.load(prompt),
       partitioner=models.one_device(), batch_size=2, max_length=4)
   return infer.infer(**{**given, **kwargs})
 
@@ -70,6 +73,55 @@ def test_a_malformed_line_is_named_and_the_good_ones_are_kept(tmp_path, prompt, 
   with pytest.raises(infer.InputError, match=message):
     job(tmp_path, prompt, input_file=str(path))
   assert [row['inputs'] for row in rows(tmp_path, 'c')] == ['one', 'two']
+
+
+GPT2 = dict(
+    method=Prefix(length=2), max_length=4,
+    backbone=loading.Backbone('gpt2_tiny', tokenizer=str(models.GOLDENS / 'tokenizers' / 'gpt2')))
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    (' ', r'e.jsonl, line 2: it is empty'),
+    ('name ' * 300, r'e.jsonl, line 2: it has \d+ tokens, but the model has positions for 250 if 4 are to be decoded'),
+])
+def test_a_source_that_cannot_be_read_is_named_and_what_was_decoded_is_kept(tmp_path, text, message):
+  path = tmp_path / 'e.jsonl'
+  path.write_text('{"inputs": "one"}\n' + json.dumps({'inputs': text}) + '\n')
+  with pytest.raises(infer.InputError, match=message):
+    job(tmp_path, None, input_file=str(path), **GPT2)
+  assert [row['inputs'] for row in rows(tmp_path, 'e')] == ['one']
+
+
+def test_results_are_on_disk_before_the_end(tmp_path, prompt, monkeypatch):
+  """Batches that are done are kept when the next one breaks the job."""
+  path = tmp_path / 'f.txt'
+  path.write_text('\n'.join(f'sentence {i}' for i in range(40)))
+  decode = PromptedModel.decode
+
+  def breaks(self, texts, *args, first=0, **kwargs):
+    if first:
+      raise RuntimeError('the machine is gone')
+    return decode(self, texts, *args, first=first, **kwargs)
+
+  monkeypatch.setattr(PromptedModel, 'decode', breaks)
+  with pytest.raises(RuntimeError, match='gone'):
+    job(tmp_path, prompt, input_file=str(path))
+  partial = tmp_path / 'out' / 'f-predict.jsonl.partial'
+  assert [json.loads(line)['inputs'] for line in partial.read_text().splitlines()] == [
+      f'sentence {i}' for i in range(16)]
+
+
+def test_samples_depend_on_nothing_but_their_number(tmp_path):
+  sampling = decoding.Sampling(samples=3, top_k=50)
+  lines = [f'name : {word}' for word in ('one', 'a longer name of a place', 'two')]
+  (tmp_path / 'g.txt').write_text('\n'.join(lines))
+  job(tmp_path, None, input_file=str(tmp_path / 'g.txt'), decoder=sampling, **GPT2)
+  found = rows(tmp_path, 'g')
+  assert all(len(row['predictions']) == len(row['scores']) == 3 for row in found)
+  assert len({text for row in found for text in row['predictions']}) > 3
+  job(tmp_path, None, input_file=str(tmp_path / 'g.txt'), decoder=sampling, **{**GPT2, 'batch_size': 4})
+  again = rows(tmp_path, 'g')
+  assert [row['predictions'] for row in again] == [row['predictions'] for row in found]
 
 
 def test_a_malformed_line_is_exit_code_1(tmp_path, prompt, capsys):
