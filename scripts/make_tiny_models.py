@@ -10,7 +10,7 @@ by one of several signs, never as the task gives them (`name : Blue Spice | food
 names at random. So the model knows the words, how to read a table and how to write about one; given the task's
 tables it writes lists, as nothing asks it to describe. That is what a prefix is for.
 
-Batches, initial parameters and the parameters written (bfloat16) are functions of --seed alone.
+Batches and initial parameters are functions of --seed; what is written is bfloat16. Seven and three minutes of CPU.
 """
 
 import argparse

@@ -90,7 +90,7 @@ def test_no_length_of_a_header_makes_a_file_a_pickle(tmp_path):
   """A safetensors file begins with the length of its header, and a pickle with the byte 0x80."""
   path, firsts = tmp_path / 'a.safetensors', set()
   for n in range(0, 256, 4):
-    tuned.save_safetensors(path, Tuned('prompt', {tuned.PROMPT: ROWS}, {'task': 'x' * n}))
+    tuned.save_safetensors(path, tuned.Tuned('prompt', {tuned.PROMPT: ROWS}, {'task': 'x' * n}))
     firsts.add(path.read_bytes()[0])
     np.testing.assert_array_equal(tuned.load(path).tensors[tuned.PROMPT], ROWS)
   assert 0x80 in firsts
