@@ -40,12 +40,11 @@ def of_layer(tree: PyTree, i: int) -> PyTree:
 def apart_params(params: Params, stack: str, length: int) -> Params:
   """The parameters of a backbone as its `apart` version wants them.
 
-  Those of `{stack}/layers` are apart, and each `kernel` of the stack, [..., in, out], is `transposed`, [..., out, in].
+  Those of `{stack}/layers` are apart, and each `kernel` of the stack, [in, out], is `transposed`, [out, in].
   """
-  own = _transposed(params[stack])
-  layers = apart(own.pop('layers'), length)
-  own = jax.lax.optimization_barrier(own)
-  return {**params, stack: {**own, 'layers': {str(i): of_layer(layers, i) for i in range(length)}}}
+  layers = apart(params[stack]['layers'], length)
+  own = {**params[stack], 'layers': {str(i): of_layer(layers, i) for i in range(length)}}
+  return {**params, stack: jax.lax.optimization_barrier(_transposed(own))}
 
 
 def _transposed(params: Params) -> Params:

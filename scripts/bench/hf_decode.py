@@ -1,8 +1,10 @@
 """The peer of `decode.py`: a worker that decodes the same rows with Hugging Face `generate`, on the CPU.
 
 At its best: every core, float32 (bfloat16 is emulated where the CPU has no instructions for it), inference mode, fused
-attention (`sdpa`) and the cache that grows; a static one was as fast for one greedy sequence and slower for a batch or
-beams. Random weights are Transformers' own. Imports nothing of ours but the worker's side of the protocol.
+attention (`sdpa`) and the cache that grows; a static one was as fast for one greedy sequence and slower for a batch.
+Threads that wait sleep (OMP_WAIT_POLICY, if not set otherwise): spinning ones, torch's default, made each token eight
+times as slow while other jobs wanted the cores. Random weights are Transformers' own. Imports nothing of ours but the
+worker's side of the protocol.
 """
 
 import os
@@ -13,6 +15,7 @@ from decode import Row, sources
 from train_step import Contender, serve
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing is to be downloaded
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # read when torch is imported
 try:
   import torch
   import transformers

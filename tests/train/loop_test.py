@@ -212,7 +212,7 @@ def test_a_learning_rate_far_too_high_stops_the_run(tmp_path):
      "on_truncation='drop'; expected 'count' or 'error'"),
     (dict(backbone=loading.Backbone()), 'Neither INITIAL_CHECKPOINT_PATH nor MODEL_SIZE'),
     (dict(backbone=loading.Backbone(), initial_checkpoint_path=str(models.GOLDENS / models.T5X['t5_1_1_init'])),
-     r'vocabulary of 32100 tokens but the base model embeds 1024'),
+     r'tokenizer has 32000 ids but the model embeds 1024'),
 ])
 def test_refusals(tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
