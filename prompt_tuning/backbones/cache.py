@@ -10,8 +10,7 @@ A cache is {'self', 'cross'?, 'visible', 'position', 'cross_mask'?}:
   visible   [B, C], False where the context is padding
   position  [B], of the start token, the last of the context
 
-Heads come first, as in T5X's cache: a product of few queries with keys [B, S, N, H] copies them all at every token
-(XLA:CPU; 8 examples of 5 beams took 295 ms a step for that in GPT-2 small, now 36 ms).
+Heads come first, as in T5X's cache: on a CPU, XLA copies keys [B, S, N, H] whole for a product with few queries.
 """
 
 import jax
