@@ -4,6 +4,7 @@ It has no faithful port: its synonyms and 100 MB of paraphrases are part of the 
 """
 
 from collections.abc import Sequence
+import contextlib
 import importlib.util
 import pathlib
 import shutil
@@ -33,6 +34,8 @@ def meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         process.stdout.readline()  # the score of each example
       return float(process.stdout.readline())
     except (OSError, ValueError) as error:
+      with contextlib.suppress(OSError):  # a line that the dead process has not read is written again on closing
+        process.stdin.close()
       errors.seek(0)
       last = (errors.read().strip().splitlines() or ['it said nothing'])[-1]
       raise Unavailable(f'METEOR stopped before its score: {last}. It needs 2 GB of memory.') from error
