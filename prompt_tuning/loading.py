@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import trees
-from prompt_tuning.backbones import bart, gpt2, t5
+from prompt_tuning import readouts, trees
+from prompt_tuning.backbones import bart, gpt2, roberta, t5
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.checkpoints import base as base_checkpoints
@@ -20,7 +20,8 @@ from prompt_tuning.prompted import Prompted
 from prompt_tuning.tokenizer import T5_VOCABULARY, AnyTokenizer, open_tokenizer
 from prompt_tuning.types import Params, Trainable
 
-BACKBONES: dict[str, type[nn.Module]] = {'t5': t5.T5, 'gpt2': gpt2.GPT2, 'bart': bart.BART}
+BACKBONES: dict[str, type[nn.Module]] = {
+    't5': t5.T5, 'gpt2': gpt2.GPT2, 'bart': bart.BART, 'roberta': roberta.RoBERTa, 'bert': roberta.RoBERTa}
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -37,6 +38,7 @@ class Backbone:
     scan: one compiled layer in a loop (fast to compile), else unrolled (faster on a CPU).
     remat: 'none', 'dots' or 'full', see `backbones/stack.py`.
     tokenizer: a folder or file of its tokenizer; None: what lies beside the checkpoint, else T5's own for T5.
+    readout: what is read from it: its text, or a label.
   """
 
   size: str | None = None
@@ -46,6 +48,7 @@ class Backbone:
   scan: bool = True
   remat: str = 'none'
   tokenizer: str | None = None
+  readout: readouts.Readout = readouts.TextToText()  # noqa: RUF009 (frozen)
 
   def __post_init__(self):
     for name in ('dtype', 'param_dtype'):
@@ -138,12 +141,15 @@ def load(
                      f'({", ".join(config_lib.SIZES)}) for random parameters.')
   partitioner.check_heads(config.num_heads)
   tokenizer = _tokenizer(backbone.tokenizer or (source and source.tokenizer_path), config)
-  model = Prompted(backbone.module(config), method)
+  if config.mask_id is None and tokenizer is not None:
+    config = dataclasses.replace(config, mask_id=tokenizer.mask_id if config.encoder_only else None)
+  model = Prompted(
+      backbone.module(config), method.bind(config, tokenizer), backbone.readout.bind(config, tokenizer))
   boxed = model.abstract_frozen()
   shardings = partitioner.shardings(boxed)
   dtype = DTYPES[backbone.param_dtype]
   if source is None:
-    make = lambda key: jax.tree.map(lambda x: x.astype(dtype), nn.meta.unbox(_init(model, key)))
+    make = lambda key: jax.tree.map(lambda x: x.astype(dtype), nn.meta.unbox(init_params(model, key)))
     frozen = jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
   else:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nn.meta.unbox(boxed))
@@ -207,7 +213,8 @@ def _known(ids: Sequence[int], config: BackboneConfig, path: str) -> np.ndarray:
   return ids
 
 
-def _init(model: Prompted, key: jax.Array):
+def init_params(model: Prompted, key: jax.Array):
+  """Random parameters of a backbone, boxed."""
   tokens = jnp.ones((1, 1), jnp.int32)
   return model.backbone.init(key, {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens})['params']
 

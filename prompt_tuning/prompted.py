@@ -9,8 +9,9 @@ import dataclasses
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from prompt_tuning import decoding, trees
+from prompt_tuning import decoding, readouts, trees
 from prompt_tuning.backbones import cache as cache_lib
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.backbones import stack
@@ -27,11 +28,26 @@ class Prompted:
 
   backbone: nn.Module
   method: Method
+  readout: readouts.Readout = readouts.TextToText()  # noqa: RUF009 (frozen)
 
   def init(self, key: jax.Array, base: Base) -> Trainable:
     """New trainables."""
-    variables = self.method.init({self.method.collection: key}, base)
-    return nn.meta.unbox(variables)
+    own = self.method.init({name: key for name in self.method.collections}, base)
+    read = self.readout.init({'head': jax.random.fold_in(key, 1)}, base)
+    return nn.meta.unbox({**own, **read})
+
+  def export(self, trainable: Trainable) -> dict[str, Array]:
+    """What is kept when training is done, by path."""
+    return {**self.method.export(trainable), **self.readout.export(trainable)}
+
+  def place(self, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Puts virtual tokens, and what a readout reads at, into the ids [n] of one input."""
+    return self.readout.place(self.method.place(tokens, vocab_size), vocab_size)
+
+  @property
+  def placed(self) -> int:
+    """How many tokens `place` adds at most."""
+    return self.method.virtual_tokens + self.readout.virtual_tokens
 
   def abstract_frozen(self):
     """The base's parameters as shapes, with the logical names of their axes (boxed)."""
@@ -39,12 +55,29 @@ class Prompted:
     batch = {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens}
     return jax.eval_shape(self.backbone.init, jax.random.key(0), batch)['params']
 
-  def logits(self, trainable: Trainable, frozen: Params, batch: Batch, dropout_key: jax.Array | None = None) -> Array:
-    """Teacher-forced logits [B, T, V]; dropout (method's and frozen model's) is active if there is a `dropout_key`."""
+  def logits(
+      self, trainable: Trainable, frozen: Params, batch: Batch, dropout_key: jax.Array | None = None,
+      sites: sites_lib.Sites | None = None) -> Array:
+    """Teacher-forced logits [B, T, V], or of the readout's classes [B, T, C].
+
+    Args:
+      dropout_key: with one, dropout (method's and frozen model's) is active.
+      sites: contents behind the method's own: interventions.
+    """
     rngs = {} if dropout_key is None else {'dropout': dropout_key}
     frozen, patch = self._patched(trainable, frozen, rngs)
-    return self.backbone.apply(
-        {'params': frozen}, batch, patch.sites, deterministic=dropout_key is None, rngs=rngs)
+    return self.readout.read(self.backbone.apply(
+        {'params': frozen}, batch, sites_lib.join(patch.sites, sites or {}), deterministic=dropout_key is None,
+        rngs=rngs))
+
+  def read(
+      self, trainable: Trainable, frozen: Params, batch: Batch,
+      sites: sites_lib.Sites) -> tuple[Array, dict[str, Array]]:
+    """Logits, and what the `Reading`s among `sites` keep: {'encoder/mlp_act': [L, ...]}."""
+    frozen, patch = self._patched(trainable, frozen)
+    logits, kept = self.backbone.apply(
+        {'params': frozen}, batch, sites_lib.join(patch.sites, sites), mutable=[sites_lib.READ])
+    return self.readout.read(logits), sites_lib.kept(kept.get(sites_lib.READ, {}))
 
   def score(self, trainable: Trainable, frozen: Params, batch: Batch) -> Array:
     """Log-probability of each row's targets, [B], summed over `decoder_loss_weights`."""
@@ -62,6 +95,8 @@ class Prompted:
       decoder: `decoding.Greedy()` (the default), `decoding.Beam(...)` or `decoding.Sampling(...)`.
       keys: a random key an example [B], for sampling.
     """
+    if self.readout.length is not None:
+      return self._classify(trainable, frozen, batch)
     decoder = decoder or decoding.Greedy()
     frozen, patch = self._patched(trainable, frozen)
     config = self.backbone.config
@@ -82,15 +117,25 @@ class Prompted:
     ids = decoding.TokenIds(config.eos_id, config.pad_id, config.forced_bos_id, config.forced_eos_id)
     return decoder(logits, cache, step, length=length, ids=ids, keys=keys)
 
+  def _classify(self, trainable: Trainable, frozen: Params, batch: Batch) -> decoding.Decoded:
+    """The readout's classes as if they had been decoded."""
+    starts = jnp.repeat(batch['decoder_input_tokens'][:, :1], self.readout.length, axis=1)
+    logits = self.logits(trainable, frozen, {**batch, 'decoder_input_tokens': starts})
+    classes = self.readout.choose(logits)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), classes[..., None], axis=-1)[..., 0]
+    log_probs = jnp.sum(chosen, axis=-1, keepdims=True)
+    return decoding.Decoded(classes[:, None], log_probs, log_probs)
+
   def source_limit(self, trainable: Trainable, length: int) -> int | None:
     """Tokens of a source, virtual ones included, that leave room to decode `length`; None: as many as you like."""
     config = self.backbone.config
     if not config.max_positions:
       return None
     sites = jax.eval_shape(lambda: self.method.apply(trainable).sites)
+    length = length if self.readout.length is None else self.readout.length
     taken = sites_lib.length(sites, 'decoder/attn_kv') + length if config.decoder_only else 0
     return config.max_positions - taken
 
   def _patched(self, trainable: Trainable, frozen: Params, rngs=None) -> tuple[Params, Patch]:
-    patch = self.method.apply(trainable, rngs=rngs)
-    return trees.overlay(frozen, patch.overlay), patch
+    patch, read = self.method.apply(trainable, rngs=rngs), self.readout.apply(trainable)
+    return trees.overlay(frozen, patch.overlay), Patch(sites_lib.join(patch.sites, read.sites), patch.overlay)

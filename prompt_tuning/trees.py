@@ -36,6 +36,9 @@ def select(tree: PyTree, pattern: str) -> dict[str, object]:
 def overlay(tree: PyTree, replacements: Mapping[str, object]) -> PyTree:
   """`tree` with the leaves at the paths of `replacements` exchanged.
 
+  Args:
+    replacements: new leaves by path, or what makes one of the old leaf, a function.
+
   Raises:
     ValueError: a path that is not in `tree`; the message lists those there are.
   """
@@ -44,7 +47,7 @@ def overlay(tree: PyTree, replacements: Mapping[str, object]) -> PyTree:
   flat = flatten(tree)
   if unknown := sorted(set(replacements) - set(flat)):
     raise ValueError(f'No parameter {", ".join(unknown)} among:\n  ' + shorten(flat))
-  return unflatten({**flat, **replacements})
+  return unflatten({**flat, **{path: new(flat[path]) if callable(new) else new for path, new in replacements.items()}})
 
 
 def shorten(lines: Iterable[str], most: int = 20, sep: str = '\n  ') -> str:

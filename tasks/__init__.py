@@ -9,6 +9,7 @@
 | `webnlg` | `webnlg`, `webnlg_seen`, `webnlg_unseen` | the WebNLG Challenge 2017's files |
 | `dart` | `dart` | DART 1.1.1's files |
 | `xsum` | `xsum`, `xsum_news_to_sports`, `xsum_within_news` | XSum's documents, split and addresses |
+| `skill_neurons` | `wang_{sst2,sst2_sample,imdb,tweet,mnli,qnli,agnews,dbpedia}[_2][_s{seed}]` | TFDS, files, `data/` |
 | `low_data` | `<generation task>_low{50,100,200,500}_s{0..4}` | subsets of those four, drawn when named |
 
 "Taskless" is T5's text format without its leading task name, as in Lester et al. 2021: the prompt tells the
@@ -25,7 +26,8 @@ Importing this package is cheap: seqio and TensorFlow (seconds) are imported by 
 import difflib
 import importlib
 
-SUITES = ('glue', 'superglue', 'sample', 'e2e', 'webnlg', 'dart', 'xsum')  # modules that register tasks when imported
+# Modules that register tasks when imported.
+SUITES = ('glue', 'superglue', 'sample', 'e2e', 'webnlg', 'dart', 'xsum', 'skill_neurons')
 
 
 def load(name: str):
@@ -39,15 +41,15 @@ def load(name: str):
 
   Raises:
     ValueError: nothing is registered under `name`; the message lists the nearest names. Or it is a low-data
-      name with another size or seed than the paper's.
+      name with another size or seed than the paper's, or a seed of a task that is not split by one.
   """
   import seqio
 
   for suite in SUITES:
     importlib.import_module(f'{__name__}.{suite}')
-  low_data = importlib.import_module(f'{__name__}.low_data')
-  if name not in seqio.TaskRegistry.names():
-    low_data.define(name)
+  for family in ('low_data', 'skill_neurons'):  # with tasks that are registered when named
+    if name not in seqio.TaskRegistry.names():
+      importlib.import_module(f'{__name__}.{family}').define(name)
   known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
   if name not in known:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known

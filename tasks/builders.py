@@ -24,14 +24,14 @@ SPLITS = ('train', 'validation', 'test')
 MANUAL_DIR = 'PROMPT_TUNING_MANUAL_DIR'  # environment variable
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """What the four share. A subclass names its folder and files and reads one file."""
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """What all share. A subclass names its folder and files and reads one file."""
 
   VERSION = tfds.core.Version('1.0.0')
   code_path = epath.Path(__file__)  # TFDS would need importlib_resources, which it does not declare, to find it
   FOLDER: str  # in the folder of manual downloads
   FILES: dict[str, tuple[str, ...]]  # split -> patterns, of which the first that some file matches is read
-  URL: str | dict[str, str] | None = None  # an archive, or a file for each split
+  URL: str | dict[str, str | tuple[str, ...]] | None = None  # an archive, or each split's files
   ARCHIVE_ROOT = '*'  # the folder with the files in an archive
   HOMEPAGE: str
   LICENSE: str
@@ -76,20 +76,20 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     found = {split: next(filter(None, (sorted(folder.glob(p)) for p in patterns)), [])
              for split, patterns in self.FILES.items()}
     if not any(found.values()):
-      raise FileNotFoundError(f'{self.name}: {folder} has none of its files. {self._advice(*self.FILES)}')
+      raise FileNotFoundError(f'{self.name}: {folder} has none of its files. {self.advice(*self.FILES)}')
     return found
 
   def _downloaded(self, dl_manager) -> dict[str, list[epath.Path]]:
     if self.URL is None:
       raise FileNotFoundError(f'{self.name}: no folder {self.manual_folder}, and no official download. '
-                              f'{self._advice(*self.FILES)}')
+                              f'{self.advice(*self.FILES)}')
     try:
       got = dl_manager.download_and_extract(self.URL)
     except (OSError, tfds.download.DownloadError) as error:
       raise ConnectionError(f'{self.name}: no folder {self.manual_folder}, and {self.URL} could not be downloaded '
-                            f'({error}). {self._advice(*self.FILES)}') from error
+                            f'({error}). {self.advice(*self.FILES)}') from error
     if isinstance(got, dict):
-      return {split: [path] for split, path in got.items()}
+      return {split: list(paths) if isinstance(paths, tuple) else [paths] for split, paths in got.items()}
     return self._in_folder(next(iter(got.glob(self.ARCHIVE_ROOT)), got))
 
   def fingerprint(self) -> str:
@@ -102,15 +102,16 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def absent(self, split: str) -> str:
     """Why `split` is not there and what to do."""
-    return f'{self.name} has no split {split!r}: its files are not in {self.manual_folder}. {self._advice(split)}'
+    return f'{self.name} has no split {split!r}: its files are not in {self.manual_folder}. {self.advice(split)}'
 
-  def _advice(self, *splits) -> str:
+  def advice(self, *splits: str) -> str:
+    """Which files to put where."""
     wanted = ', '.join(dict.fromkeys(' or '.join(self.FILES[split]) for split in splits))
     return (f'Put {wanted} there (see {self.HOMEPAGE}), or name another folder for manual downloads in the environment '
             f'variable {MANUAL_DIR}.')
 
 
-class E2eNlg(_Builder):
+class E2eNlg(Builder):
   """E2E NLG Challenge (Novikova et al. 2017)."""
 
   name = 'e2e_nlg'
@@ -124,7 +125,7 @@ class E2eNlg(_Builder):
     return table_files.read_e2e(path)
 
 
-class Webnlg2017(_Builder):
+class Webnlg2017(Builder):
   """WebNLG Challenge 2017 (Gardent et al. 2017); training keeps the references marked good."""
 
   name = 'webnlg_2017'
@@ -139,7 +140,7 @@ class Webnlg2017(_Builder):
     return table_files.read_xml(path, linearize.linearize_webnlg, only_good=split == 'train')
 
 
-class DartV111(_Builder):
+class DartV111(Builder):
   """DART 1.1.1 (Nan et al. 2021), from its JSON files or, where those are not there, its XML."""
 
   name = 'dart_v111'
@@ -157,7 +158,7 @@ class DartV111(_Builder):
     return table_files.read_dart_json(path)
 
 
-class XsumBbc(_Builder):
+class XsumBbc(Builder):
   """XSum (Narayan et al. 2018): JSONL or extracted pages, cut by the official split; topics where addresses are known.
 
   Documents or summaries that are empty are left out, and their number is logged.
@@ -184,7 +185,7 @@ class XsumBbc(_Builder):
 
   def absent(self, split):
     return (f'{self.name} has no split {split!r}: of its ids in {xsum_files.SPLIT_FILE} no document is in '
-            f'{self.manual_folder}. {self._advice(split)}')
+            f'{self.manual_folder}. {self.advice(split)}')
 
   def read(self, path, split):
     empty = 0
@@ -205,7 +206,7 @@ class XsumBbc(_Builder):
       yield xsum_files.read_page(path)
 
 
-def prepared(builder_class: type[_Builder], split: str, data_dir: str | None = None) -> _Builder:
+def prepared(builder_class: type[Builder], split: str, data_dir: str | None = None) -> Builder:
   """The builder with its data prepared, now or before, and `split` among them.
 
   Args:

@@ -185,3 +185,13 @@ def test_prefix_cost():
   assert gradient['with'] == min(with_ for with_, _ in gradient['seconds'])
   many, one, *_ = map(min, zip(*step['seconds'], strict=True))
   assert step['with'] == pytest.approx((many - one) / (step['T'] - 1))
+
+
+def test_population():
+  done = run('--rows=trial', '--turns=2', script='population.py')
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert [line.split()[0] for line in text] == ['row', 'trial']
+  row = json.loads(last)['rows']['trial']
+  assert [row['together'], row['in_turn']] == [min(side) for side in zip(*row['seconds'], strict=True)]
+  assert row['gain'] == row['in_turn'] / row['together']

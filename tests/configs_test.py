@@ -14,7 +14,9 @@ TASK = ["MIXTURE_OR_TASK_NAME = 'sst2_sample'", "TASK_FEATURE_LENGTHS = {'inputs
 TRAIN = [*COMMON, *TASK, "MODEL_DIR = 'run'", 'TRAIN_STEPS = 1']
 FINISHED = [*COMMON, "CHECKPOINT_PATH = 'prompt.npy'"]
 MODEL, METHOD, RUN = 'models/t5.gin', 'methods/prompt.gin', 'runs/train.gin'
-COMPANY = {'li2021': ('models/gpt2.gin', 'methods/prefix.gin')}  # paper -> model and method, if not these
+ALONE = ('table4', 'parameters', 'parameters_bart')  # tables that need no others
+COMPANY = {  # paper -> model and method, if not these
+    'li2021': ('models/gpt2.gin', 'methods/prefix.gin'), 'wang2022': ('models/roberta.gin', METHOD)}
 
 
 def company(file: str) -> tuple[list[str], list[str]]:
@@ -27,12 +29,19 @@ def company(file: str) -> tuple[list[str], list[str]]:
         'runs/infer.gin': ([MODEL, file], [*FINISHED, "INPUT_FILE = 'a.txt'", "INFER_OUTPUT_DIR = 'out'"]),
         'runs/infer_task.gin': (
             [MODEL, 'runs/infer.gin', file], [*FINISHED, TASK[0], "INFER_OUTPUT_DIR = 'out'"]),
+        'runs/interpret.gin': ([file], [*FINISHED, "OUTPUT_DIR = 'out'"]),
+        'runs/population.gin': ([MODEL, METHOD, file], [*TRAIN, "MEMBERS = ({'seed': 0}, {'seed': 1})"]),
+        'runs/params.gin': ([MODEL, METHOD, file], ["MODEL_SIZES = ('t5_1_1_tiny',)"]),
+        'runs/probe.gin': ([MODEL, file], [*FINISHED, *TASK, "PROBE_OUTPUT_DIR = 'out'"]),
+        'runs/probe_dev.gin': ([MODEL, 'runs/probe.gin', file], [*FINISHED, *TASK, "PROBE_OUTPUT_DIR = 'out'"]),
     }[file]
   if kind == 'models':
     return [file, METHOD, RUN], TRAIN
   if kind == 'methods':
     return [MODEL, file, RUN], TRAIN
   if kind == 'quickstart.gin':
+    return [file], []
+  if pathlib.Path(file).stem in ALONE:
     return [file], []
   assert kind == 'papers', f'configs/{kind}: say in this test which files it is used with'
   recipe = str(pathlib.Path(file).with_name('recipe.gin'))
@@ -68,7 +77,8 @@ def test_every_file_says_what_it_is_for():
     assert (CONFIGS / file).read_text().startswith('# '), file
 
 
-@pytest.mark.parametrize('name', ['random_uniform', 'sampled_vocabulary', 'class_labels', 'text', 'from_file'])
+@pytest.mark.parametrize(
+    'name', ['random_uniform', 'normal', 'sampled_vocabulary', 'class_labels', 'text', 'from_file'])
 def test_every_initializer_can_be_chosen(name):
   gin_utils.parse([MODEL, METHOD, RUN], [*TRAIN, f'INITIALIZER = @initializers.{name}()'], '')
   assert name in str(gin_utils.macro('INITIALIZER'))
@@ -101,6 +111,25 @@ def test_recipes_of_prefix_tuning(name, expected):
   per_sentence = 'NUM_REAL_TARGET_TOKENS' if name == 'xsum' else 'NUM_SEQUENCES'
   assert gin_utils.macro('LOSS_NORMALIZING_FACTOR') == per_sentence
   assert gin_utils.macro('BEST_METRIC') == ('rouge2' if name == 'xsum' else 'bleu')
+
+
+@pytest.mark.parametrize(('name', 'words', 'steps_per_epoch'), [  # Wang et al. 2022, released code
+    ('sst2', 2, 421), ('imdb', 2, 157), ('tweet', 3, 357), ('mnli', 3, 2455), ('qnli', 2, 655), ('agnews', 2, 375),
+    ('dbpedia', 2, 500)])
+def test_recipes_of_skill_neurons(name, words, steps_per_epoch):
+  files, _ = company(f'papers/wang2022/{name}.gin')
+  gin_utils.parse(files, [*COMMON, "MODEL_DIR = 'run'"], '')
+  values = [gin_utils.macro(macro) for macro in ('PROMPT_LENGTH', 'LEARNING_RATE', 'BATCH_SIZE', 'DROPOUT_RATE')]
+  assert values == [15, 1e-3, 128, 0.1]
+  adam = [gin.query_parameter(f'optim.adamw.{name}') for name in ('b1', 'b2', 'eps', 'weight_decay', 'max_grad_norm')]
+  assert adam == [0.9, 0.98, 1e-6, 0.0, 1.0]
+  assert gin.query_parameter('initializers.normal.stddev') == pytest.approx(1 / 30)
+  assert 'Verbalizer' in str(gin_utils.macro('READOUT'))
+  assert 'linear' in str(gin_utils.macro('SCHEDULE'))
+  assert len(gin_utils.macro('LABELS')) == words
+  steps = gin_utils.macro('TRAIN_STEPS')
+  assert (steps, gin_utils.macro('WARMUP_STEPS')) == (40 * steps_per_epoch, round(0.006 * steps))
+  assert gin_utils.macro('TASK_FEATURE_LENGTHS')['inputs'] + 16 <= 512
 
 
 @pytest.mark.parametrize(('file', 'beam'), [

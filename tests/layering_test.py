@@ -47,10 +47,11 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'types': (),
     'trees': ('types',),
     'backbones': ('types', 'trees'),
-    'methods': ('types', 'trees', 'backbones.sites', 'backbones.config',
+    'methods': ('types', 'trees', 'backbones.sites', 'backbones.config', 'readouts',
                 'checkpoints.tuned'),  # a trained prompt as a file, whatever its form: a method may begin from one
     'decoding': ('types', 'trees', 'backbones'),
-    'prompted': ('types', 'trees', 'backbones', 'decoding', 'methods.base'),
+    'readouts': ('types', 'backbones.config', 'backbones.sites', 'methods.base'),
+    'prompted': ('types', 'trees', 'backbones', 'decoding', 'methods.base', 'readouts'),
     'features': ('types', 'trees'),
     'tokenizer': (),
     'progress': (),
@@ -59,7 +60,7 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'partitioning': ('types', 'trees'),
     'checkpoints': ('types', 'trees', 'backbones.config'),
     'loading': ('types', 'trees', 'backbones', 'checkpoints', 'methods', 'partitioning', 'progress', 'prompted',
-                'tokenizer'),
+                'readouts', 'tokenizer'),
     'analysis': ('types', 'trees', 'backbones', 'methods', 'checkpoints', 'decoding', 'prompted', 'features',
                  'tokenizer', 'partitioning', 'loading', 'interactive'),
 }

@@ -24,6 +24,7 @@ T5X = {  # name of the reference -> checkpoint
 }
 T5X_SCAN = 't5x/t5x_native_scan/checkpoint_0'  # relative position tables of its own in each layer
 VOCAB = 256
+MASK = 4  # mask token of the models that have one
 TINY = dataclasses.replace(config_lib.from_size('t5_1_1_tiny'), vocab_size=VOCAB)
 
 
@@ -60,7 +61,8 @@ def random_params(abstract, seed: int = 0):
 
 def tiny(length: int = 3, seed: int = 0, size: str = 't5_1_1_tiny', **kwargs):
   """A random small model with a random prompt: (Prompted, frozen, trainable)."""
-  config = dataclasses.replace(config_lib.from_size(size), vocab_size=VOCAB)
+  config = config_lib.from_size(size)
+  config = dataclasses.replace(config, vocab_size=VOCAB, mask_id=MASK if config.mask_id else None)
   model = Prompted(loading.BACKBONES[config.family](config, **kwargs), Prompt(length=length))
   frozen = random_params(nn.meta.unbox(model.abstract_frozen()), seed)
   base = Base(config, lambda ids: np.asarray(frozen['token_embedder']['embedding'])[np.asarray(ids)], lambda text: [3])
@@ -69,15 +71,15 @@ def tiny(length: int = 3, seed: int = 0, size: str = 't5_1_1_tiny', **kwargs):
 
 def tiny_batch(
     rows: int = 2, prompt: int = 0, seed: int = 0, config: config_lib.BackboneConfig = TINY) -> dict[str, jax.Array]:
-  """Random text of 5 to 9 tokens with `prompt` virtual tokens in front, and targets of 2 to 4."""
-  rng = np.random.default_rng(seed)
+  """Random text of 5 to 9 tokens, none a mask, with `prompt` virtual tokens in front, and targets of 2 to 4."""
+  rng, first = np.random.default_rng(seed), 1 + (config.mask_id or config.eos_id)
   encoder = np.full((rows, prompt + 10), config.source_pad_id, np.int32)
   targets, weights = np.full((rows, 5), config.pad_id, np.int32), np.zeros((rows, 5), np.float32)
   for row in range(rows):
     n, m = rng.integers(5, 10), rng.integers(2, 5)
     encoder[row, :prompt] = np.arange(VOCAB, VOCAB + prompt)
-    encoder[row, prompt:prompt + n] = [*rng.integers(config.eos_id + 1, VOCAB, n - 1), config.eos_id]
-    targets[row, :m] = [*rng.integers(config.eos_id + 1, VOCAB, m - 1), config.eos_id]
+    encoder[row, prompt:prompt + n] = [*rng.integers(first, VOCAB, n - 1), config.eos_id]
+    targets[row, :m] = [*rng.integers(first, VOCAB, m - 1), config.eos_id]
     weights[row, :m] = 1
   return jax.tree.map(jnp.asarray, {
       'encoder_input_tokens': encoder,

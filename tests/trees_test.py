@@ -47,3 +47,9 @@ def test_shorten():
 def test_sizes():
   assert trees.size(TREE) == 13
   assert trees.nbytes({'a': jnp.zeros((2, 3), jnp.bfloat16), 'b': np.zeros(5, np.int8)}) == 17
+
+
+def test_overlay_by_functions_of_what_is_there():
+  new = trees.overlay(TREE, {'b/kernel': lambda x: 2 * x, 'a/bias': np.full(3, 7.0)})
+  np.testing.assert_array_equal(new['b']['kernel'], np.full(4, 2.0))
+  np.testing.assert_array_equal(new['a']['bias'], [7, 7, 7])

@@ -52,7 +52,7 @@ class Block(nn.Module):
       x = norm('post_cross_attention_layer_norm', x + drop(y))
     y = layers.MLP(c.d_ff, c.mlp_activations, self.dropout_rate, self.dtype, use_bias=True, name='mlp')(
         x, sites, self.deterministic)
-    x = norm('post_mlp_layer_norm', x + drop(y))
+    x = sites_lib.at(sites, 'block_out', norm('post_mlp_layer_norm', x + drop(y)))
     return x, {'self': new_self, 'cross': new_cross} if self.keep else None
 
 
@@ -82,9 +82,10 @@ class Stack(nn.Module):
     x = x + table(positions + c.position_offset)
     x = layers.LayerNorm(self.dtype, c.layer_norm_epsilon, name='embedding_norm')(x)
     x = layers.Dropout(self.dropout_rate)(x, deterministic)
-    per_layer = {'sites': sites_lib.of_stack(sites, 'decoder' if self.decoder else 'encoder'), 'cache': cache}
-    blocks = stack(Block, c.decoder_layers if self.decoder else c.encoder_layers, self.scan, self.remat, self.apart)
-    x, new = blocks(c, self.decoder, self.dropout_rate, self.dtype, deterministic, keep, name='layers')(
+    name = 'decoder' if self.decoder else 'encoder'
+    per_layer = {'sites': sites_lib.of_stack(sites, name), 'cache': cache}
+    blocks = stack(Block, c.segments(name), self.scan, self.remat, self.apart)
+    x, new = blocks(self.decoder, self.dropout_rate, self.dtype, deterministic, keep)(
         x, {'virtual': virtual, 'mask': mask, 'cross': cross}, per_layer)
     if self.decoder and c.logits_bias:
       bias = layers.param(self, 'logits_bias', nn.initializers.zeros, (1, c.vocab_size), (None, 'vocab'))
@@ -132,7 +133,7 @@ class BART(nn.Module):
         *self._embed(tokens, sites), masks.causal(tokens.shape[1]), sites, deterministic,
         cross=(encoded, masks.padding(encoder_tokens, self.config.pad_id), encoder_tokens - self.config.vocab_size),
         keep=keep)
-    return (self._logits(x), new) if keep else self._logits(x)
+    return (self._logits(x, sites), new) if keep else self._logits(x, sites)
 
   def prefill(self, batch, sites=None, *, length=1):
     """As `t5.T5.prefill`."""
@@ -150,7 +151,7 @@ class BART(nn.Module):
         *self._embed(tokens, sites), cache_lib.mask(cache, visible), sites, True,
         cross=(None, cache['cross_mask'], None), positions=jnp.full(tokens.shape[1], 1 + time),
         cache={name: cache[name] for name in ('self', 'cross')}, keep=True)
-    return self._logits(x), new['self']
+    return self._logits(x, sites), new['self']
 
   def activations(self, tokens, sites=None):
     """As `t5.T5.activations`."""
@@ -165,6 +166,8 @@ class BART(nn.Module):
     return self.decode(
         batch['decoder_input_tokens'], encoded, batch['encoder_input_tokens'], sites, deterministic=deterministic)
 
-  def _logits(self, decoded):
+  def _logits(self, decoded, sites):
     x, bias = decoded
+    if 'states' in sites:
+      return sites['states'](x, None, None)
     return self.token_embedder.attend(x) + bias

@@ -37,6 +37,9 @@ class BackboneConfig:
   decoder_start_id: int | None = None  # first decoder input; None: pad_id (T5)
   forced_bos_id: int | None = None  # what decoding emits first, whatever the logits (BART)
   forced_eos_id: int | None = None  # what decoding emits last if the length limit ends it (BART)
+  mask_id: int | None = None  # what a masked LM reads a word at; folders do not say it, their tokenizers do
+  # A pruned encoder: (layers, F) of each run of equal layers, from the first one on; (): all have d_ff
+  kept_ff: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
     """Raises ValueError for dimensions that no model has; they may come from a stranger's file."""
@@ -45,10 +48,35 @@ class BackboneConfig:
       for name in names:
         if not least <= getattr(self, name) <= most:
           raise ValueError(f'{name} is {getattr(self, name)}; expected a number from {least} to {most}.')
+    for name in ('mlp_activations', 'kept_ff'):  # JSON has no tuples
+      object.__setattr__(self, name, _tuples(getattr(self, name)))
+    if self.kept_ff != () and not self._fits(self.kept_ff):
+      raise ValueError(f'kept_ff is {self.kept_ff}; expected (layers, neurons) of each run of encoder layers, '
+                       f'{self.encoder_layers} layers in all, each with 1 to {self.d_ff} neurons.')
+
+  def _fits(self, kept_ff) -> bool:
+    runs = isinstance(kept_ff, tuple) and all(isinstance(run, tuple) and len(run) == 2 for run in kept_ff)
+    return (runs and all(type(n) is int and n >= 1 for run in kept_ff for n in run)
+            and sum(n for n, _ in kept_ff) == self.encoder_layers and all(f <= self.d_ff for _, f in kept_ff))
+
+  def segments(self, stack: str) -> dict[str, tuple[int, 'BackboneConfig']]:
+    """Runs of equal layers of the 'encoder' or 'decoder', in order: name -> how many, and the configuration of each.
+
+    That of a pruned layer has its own `d_ff`, and a `kept_ff` that still says it is of a pruned model.
+    """
+    if stack == 'encoder' and self.kept_ff:
+      runs = [(n, dataclasses.replace(self, d_ff=f, kept_ff=((self.encoder_layers, f),))) for n, f in self.kept_ff]
+    else:
+      runs = [(self.encoder_layers if stack == 'encoder' else self.decoder_layers, self)]
+    return {'layers' if len(runs) == 1 else f'layers_{i}': run for i, run in enumerate(runs)}
 
   @property
   def decoder_only(self) -> bool:
     return not self.encoder_layers
+
+  @property
+  def encoder_only(self) -> bool:
+    return not self.decoder_layers
 
   @property
   def start_id(self) -> int:
@@ -66,6 +94,10 @@ class BackboneConfig:
     """What is no default."""
     values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
     return ', '.join(f'{field.name} {value}' for field, value in values if value != field.default)
+
+
+def _tuples(x):
+  return tuple(_tuples(y) for y in x) if isinstance(x, list | tuple) else x
 
 
 def _t5(d_model, layers, heads, head_dim, d_ff, **kwargs) -> BackboneConfig:
@@ -91,6 +123,26 @@ def _bart(d_model, layers, heads, vocab_size, max_positions=1024) -> BackboneCon
       d_ff=4 * d_model, encoder_layers=layers, decoder_layers=layers, mlp_activations=('gelu_exact',),
       layer_norm_epsilon=1e-5, tied_embeddings=True, max_positions=max_positions, position_offset=2, logits_bias=True,
       pad_id=1, eos_id=2, bos_id=0, decoder_start_id=2, forced_eos_id=2)
+
+
+def _encoder(family, d_model, layers, heads, vocab_size, **kwargs) -> BackboneConfig:
+  return BackboneConfig(
+      family=family, vocab_size=vocab_size, d_model=d_model, num_heads=heads, head_dim=d_model // heads,
+      d_ff=4 * d_model, encoder_layers=layers, decoder_layers=0, mlp_activations=('gelu_exact',), tied_embeddings=True,
+      **kwargs)
+
+
+def _roberta(*shape, mask_id, max_positions=512) -> BackboneConfig:
+  return _encoder(
+      'roberta', *shape, layer_norm_epsilon=1e-5, max_positions=max_positions, position_offset=2, token_types=1,
+      mlm_head=True, pad_id=1, eos_id=2, bos_id=0, mask_id=mask_id)
+
+
+def _bert(*shape, max_positions=512, ids=(101, 102, 103), mlm_head=True) -> BackboneConfig:
+  bos, eos, mask = ids  # [CLS], [SEP] and [MASK] of the uncased vocabulary
+  return _encoder(
+      'bert', *shape, layer_norm_epsilon=1e-12, max_positions=max_positions, token_types=2, mlm_head=mlm_head,
+      pad_id=0, eos_id=eos, bos_id=bos, mask_id=mask)
 
 
 SIZES: dict[str, BackboneConfig] = {
@@ -119,6 +171,17 @@ SIZES: dict[str, BackboneConfig] = {
     'bart_tiny': _bart(64, 2, 4, 1024, max_positions=256),
     'bart_base': _bart(768, 6, 12, 50265),
     'bart_large': _bart(1024, 12, 16, 50265),
+    # Liu et al. 2019
+    'roberta_tiny': _roberta(64, 2, 4, 1024, mask_id=1004, max_positions=256),
+    'roberta_base': _roberta(768, 12, 12, 50265, mask_id=50264),
+    'roberta_large': _roberta(1024, 24, 16, 50265, mask_id=50264),
+    'roberta_base_pruned': dataclasses.replace(  # Wang et al. 2022: 2% of the neurons of the top nine layers
+        _roberta(768, 12, 12, 50265, mask_id=50264), kept_ff=((3, 3072), (9, 61))),
+    # Devlin et al. 2019, uncased; Wang et al. 2020, whose release is without the masked-LM head
+    'bert_tiny': _bert(64, 2, 4, 1024, max_positions=256, ids=(2, 3, 4)),
+    'bert_base': _bert(768, 12, 12, 30522),
+    'bert_large': _bert(1024, 24, 16, 30522),
+    'minilm': _bert(384, 6, 12, 30522, mlm_head=False),
 }
 
 

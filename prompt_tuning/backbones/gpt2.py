@@ -43,7 +43,7 @@ class Block(nn.Module):
     x = x + drop(y)
     y = layers.MLP(c.d_ff, c.mlp_activations, 0.0, self.dtype, use_bias=True, name='mlp')(
         norm('pre_mlp_layer_norm', x), sites, self.deterministic)
-    return x + drop(y), new if self.keep else None
+    return sites_lib.at(sites, 'block_out', x + drop(y)), new if self.keep else None
 
 
 class Stack(nn.Module):
@@ -62,8 +62,8 @@ class Stack(nn.Module):
     c = self.config
     per_layer = {'sites': sites_lib.of_stack(sites, 'decoder'), 'cache': cache}
     x = layers.Dropout(self.dropout_rate)(x, deterministic)
-    blocks = stack(Block, c.decoder_layers, self.scan, self.remat, self.apart)
-    x, new = blocks(c, self.dropout_rate, self.dtype, deterministic, keep, name='layers')(
+    blocks = stack(Block, c.segments('decoder'), self.scan, self.remat, self.apart)
+    x, new = blocks(self.dropout_rate, self.dtype, deterministic, keep)(
         x, {'virtual': virtual, 'mask': mask}, per_layer)
     return layers.LayerNorm(self.dtype, c.layer_norm_epsilon, name='decoder_norm')(x), new
 
@@ -109,7 +109,7 @@ class GPT2(nn.Module):
     source, start = batch['encoder_input_tokens'], batch['decoder_input_tokens'][:, :1]
     self._check_positions(source, length, sites or {})
     x, new, visible, positions = self._read(source, start, sites or {}, keep=True)
-    return self.token_embedder.attend(x)[:, 0], {'self': new, 'visible': visible, 'position': positions[:, -1]}
+    return self._logits(x, sites or {})[:, 0], {'self': new, 'visible': visible, 'position': positions[:, -1]}
 
   def decode_step(self, tokens, cache, time, visible, sites=None):
     """As `t5.T5.decode_step`."""
@@ -118,7 +118,7 @@ class GPT2(nn.Module):
     x, new = self.decoder(
         *self._embed(tokens, positions, sites), cache_lib.mask(cache, visible), sites, True, cache=cache['self'],
         keep=True)
-    return self.token_embedder.attend(x), new
+    return self._logits(x, sites), new
 
   def activations(self, tokens, sites=None):
     """As `t5.T5.activations`."""
@@ -128,4 +128,7 @@ class GPT2(nn.Module):
   def __call__(self, batch, sites=None, *, deterministic=True) -> Array:
     """Logits [B, T, V] of the target behind its source (`types.Batch`)."""
     x, *_ = self._read(batch['encoder_input_tokens'], batch['decoder_input_tokens'], sites or {}, deterministic)
-    return self.token_embedder.attend(x)
+    return self._logits(x, sites or {})
+
+  def _logits(self, x, sites):
+    return sites['states'](x, None, None) if 'states' in sites else self.token_embedder.attend(x)

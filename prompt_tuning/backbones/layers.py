@@ -228,15 +228,18 @@ class MLP(nn.Module):
   dropout_rate: float = 0.0
   dtype: jnp.dtype = jnp.float32
   use_bias: bool = False
+  out_bias: bool = False  # of the output projection alone
 
   @nn.compact
   def __call__(self, x: Array, sites, deterministic: bool) -> Array:
     names = ['wi'] if len(self.activations) == 1 else [f'wi_{i}' for i in range(len(self.activations))]
-    dense = functools.partial(Dense, dtype=self.dtype, use_bias=self.use_bias)
+    dense = functools.partial(Dense, dtype=self.dtype)
     branches = [
-        ACTIVATIONS[activation](dense(self.d_ff, ('embed', 'mlp'), name=name)(x))
+        ACTIVATIONS[activation](dense(self.d_ff, ('embed', 'mlp'), use_bias=self.use_bias, name=name)(x))
         for name, activation in zip(names, self.activations, strict=True)]
     a = sites_lib.at(sites, 'mlp_act', functools.reduce(jnp.multiply, branches))  # [B, S, F]
+    for reading in sites_lib.readings(sites.get('mlp_act')):
+      self.sow(sites_lib.READ, 'mlp_act', reading.read(a), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     a = Dropout(self.dropout_rate)(a, deterministic)
-    y = dense(x.shape[-1], ('mlp', 'embed'), name='wo')(a)
+    y = dense(x.shape[-1], ('mlp', 'embed'), use_bias=self.use_bias or self.out_bias, name='wo')(a)
     return sites_lib.at(sites, 'mlp_out', y)

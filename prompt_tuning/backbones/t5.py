@@ -87,9 +87,11 @@ class Block(nn.Module):
           y, encoded, cross_virtual, None, cross_mask, sites, self.deterministic,
           site='cross_attn', cache=cache.get('cross'))
       x = x + drop(y)
-    y = layers.MLP(c.d_ff, c.mlp_activations, self.dropout_rate, self.dtype, name='mlp')(
+    out_bias = bool(c.kept_ff) and not self.cross  # what pruned neurons leave behind
+    y = layers.MLP(c.d_ff, c.mlp_activations, self.dropout_rate, self.dtype, out_bias=out_bias, name='mlp')(
         norm('pre_mlp_layer_norm', x), sites, self.deterministic)
-    return x + drop(y), {'self': new_self, 'cross': new_cross} if self.keep else None
+    x = sites_lib.at(sites, 'block_out', x + drop(y))
+    return x, {'self': new_self, 'cross': new_cross} if self.keep else None
 
 
 class Stack(nn.Module):
@@ -122,13 +124,12 @@ class Stack(nn.Module):
       bias = RelativeBias(c, bidirectional=not self.decoder, name='relpos_bias')(queries, keys)
     drop = lambda y: layers.Dropout(self.dropout_rate)(y, deterministic)
     shared = {'bias': bias, 'positions': (queries, keys), 'virtual': virtual, 'mask': mask, 'cross': cross}
-    per_layer = {'sites': sites_lib.of_stack(sites, 'decoder' if self.decoder else 'encoder'), 'cache': cache}
-    blocks = stack(Block, c.decoder_layers if self.decoder else c.encoder_layers, self.scan, self.remat, self.apart)
-    x, new = blocks(c, self.decoder, self.dropout_rate, self.dtype, deterministic, keep, name='layers')(
-        drop(x), shared, per_layer)
-    norm = 'decoder_norm' if self.decoder else 'encoder_norm'
-    x = drop(layers.RMSNorm(self.dtype, name=norm)(x))
-    if self.decoder and not c.tied_embeddings:
+    name = 'decoder' if self.decoder else 'encoder'
+    per_layer = {'sites': sites_lib.of_stack(sites, name), 'cache': cache}
+    blocks = stack(Block, c.segments(name), self.scan, self.remat, self.apart)
+    x, new = blocks(self.decoder, self.dropout_rate, self.dtype, deterministic, keep)(drop(x), shared, per_layer)
+    x = drop(layers.RMSNorm(self.dtype, name=f'{name}_norm')(x))
+    if self.decoder and not c.tied_embeddings and 'states' not in sites:
       x = layers.Dense(c.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense')(x)
     return x, new
 
@@ -184,7 +185,7 @@ class T5(nn.Module):
     x, new = self.decoder(
         *self._embed(tokens, sites), mask, sites, deterministic,
         cross=(encoded, cross_mask, encoder_tokens - self.config.vocab_size), keep=keep)
-    return (self._logits(x), new) if keep else self._logits(x)
+    return (self._logits(x, sites), new) if keep else self._logits(x, sites)
 
   def prefill(self, batch, sites=None, *, length=1):
     """Sources [B, S] and the start token, first of `decoder_input_tokens` -> logits [B, V] and a `cache.py` cache.
@@ -214,7 +215,7 @@ class T5(nn.Module):
         *self._embed(tokens, sites), cache_lib.mask(cache, visible), sites, True,
         cross=(None, cache['cross_mask'], None), positions=(position[None], keys),
         cache={name: cache[name] for name in ('self', 'cross')}, keep=True)
-    return self._logits(x), new['self']
+    return self._logits(x, sites), new['self']
 
   def activations(self, tokens, sites=None):
     """Keys and values {site: {'k', 'v'} [L, B, S, N, H]} of a text [B, S], read by both stacks."""
@@ -232,7 +233,9 @@ class T5(nn.Module):
         batch['decoder_input_tokens'], encoded, batch['encoder_input_tokens'], sites,
         segments=(batch.get('decoder_segment_ids'), segments), deterministic=deterministic)
 
-  def _logits(self, x):
+  def _logits(self, x, sites):
+    if 'states' in sites:
+      return sites['states'](x, None, None)
     if not self.config.tied_embeddings:
       return x
     return self.token_embedder.attend(x) / math.sqrt(self.config.d_model)

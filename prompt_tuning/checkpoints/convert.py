@@ -18,8 +18,12 @@ from prompt_tuning.types import Params
 FORMS = ('huggingface', 't5x', 't5x_scan')
 
 
-def in_memory(params: Params, config: config_lib.BackboneConfig) -> Source:
-  """A parameter tree of ours as a checkpoint, to be converted; `params` are whole arrays of this process."""
+def in_memory(params: Params, config: config_lib.BackboneConfig, tokenizer_path: str | None = None) -> Source:
+  """A parameter tree of ours as a checkpoint, to be converted; `params` are whole arrays of this process.
+
+  Args:
+    tokenizer_path: what is to lie beside it, such as the `tokenizer_path` of the checkpoint that it was made of.
+  """
   arrays = trees.flatten(params)
   return Source(
       path='memory',
@@ -28,7 +32,8 @@ def in_memory(params: Params, config: config_lib.BackboneConfig) -> Source:
       config=config,
       read=lambda name, index: np.asarray(arrays[name][index]),
       key_table=lambda config: {path: keys.Entry((path,)) for path in arrays},
-      ignored=lambda name: False)
+      ignored=lambda name: False,
+      tokenizer_path=tokenizer_path)
 
 
 def form_for(source: Source, to: str | os.PathLike) -> str:
@@ -58,6 +63,9 @@ def convert(
     raise ValueError(f'There is no format {form!r} for a model; expected one of {", ".join(FORMS)}.')
   if source.config is None:
     raise ValueError(f'{source.path} does not look like a model that is known here; only T5X checkpoints of T5 are.')
+  if source.config.kept_ff and form != 'huggingface':
+    raise ValueError(f'{source.path} is a pruned model, and {form} has no place for layers of different widths; '
+                     'convert the model that it was made of, or write it as it is (huggingface).')
   table = source.key_table(source.config)
   base.check(source, table, keys.shapes(source.config, table))
   leaves = {path: leaf(source, entry) for path, entry in table.items()}

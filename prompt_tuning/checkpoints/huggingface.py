@@ -1,9 +1,12 @@
 """Hugging Face folders (`config.json` + safetensors), read slice by slice and written.
 
-What is particular to a family of models is in `families/`.
+What is particular to a family of models is in `families/`. A pruned model lies in such a folder too, under the names of
+the model that it was made of: its `config.json` says how many neurons the layers have (`kept_ff`), and `model_type` is
+`pruned_...`, which Hugging Face does not know and refuses.
 """
 from collections.abc import Iterator, Mapping
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -26,6 +29,7 @@ WEIGHTS_INDEX = 'model.safetensors.index.json'
 SENTENCEPIECE = 'spiece.model'  # T5's tokenizer; the others' are several files:
 TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt', 'encoder.json', 'vocab.bpe', 'dict.txt', 'vocab.txt')
 TOKENIZER_OPTIONS = ('tokenizer_config.json', 'special_tokens_map.json')  # of use beside one of these only
+PRUNED = 'pruned_'  # in front of the model_type of a pruned model
 SHARD_BYTES = 5_000_000_000  # transformers writes files of at most this size
 
 _Tensors = Mapping[str, safetensors_file.Tensor]
@@ -44,30 +48,37 @@ def open_folder(folder: pathlib.Path) -> source_lib.Source:
   tensors = _tensors(folder)
   settings = _settings(folder)
   kind = settings.get('model_type')
-  module = next((module for module in FAMILIES.values() if kind in module.MODEL_TYPES), None)
+  pruned = isinstance(kind, str) and kind.startswith(PRUNED)
+  known_kind = kind.removeprefix(PRUNED) if pruned else kind
+  module = next((module for module in FAMILIES.values() if known_kind in module.MODEL_TYPES), None)
   if module is None:
     known = ', '.join(kind for module in FAMILIES.values() for kind in module.MODEL_TYPES)
     raise ValueError(f'{folder / CONFIG}: model_type is {kind!r}; expected one of {known}.')
   try:
     found = module.find(settings, tensors)
+    config = dataclasses.replace(found.config, kept_ff=settings.get('kept_ff')) if pruned else found.config
   except ValueError as error:
     raise ValueError(f'{folder / CONFIG}: {error}') from error
 
   def key_table(config: config_lib.BackboneConfig) -> keys.KeyTable:
     return {
         path: entry._replace(names=tuple(found.stored.get(name, name) for name in entry.names))
-        for path, entry in module.key_table(config).items()
+        for path, entry in _key_table(config).items()
     }
 
   return source_lib.Source(
       path=str(folder),
       kind='Hugging Face',
       tensors={name: tensor.info for name, tensor in tensors.items()},
-      config=found.config,
+      config=config,
       read=lambda name, index: tensors[name].read(index),
       key_table=key_table,
       ignored=found.ignored,
       tokenizer_path=_tokenizer_path(folder, found.config.family))
+
+
+def _key_table(config: config_lib.BackboneConfig) -> keys.KeyTable:
+  return keys.in_segments(FAMILIES[config.family].key_table(config), config)
 
 
 def _tokenizer_path(folder: pathlib.Path, family: str) -> str | None:
@@ -154,8 +165,9 @@ def writing(
     FileExistsError: `path` holds something.
     ValueError: Hugging Face cannot compute this model, or a parameter was not written.
   """
-  module = FAMILIES[config.family]
-  table, settings = module.key_table(config), module.config_to_json(config)
+  table, settings = _key_table(config), FAMILIES[config.family].config_to_json(config)
+  if config.kept_ff:
+    settings |= {'model_type': PRUNED + settings['model_type'], 'architectures': [], 'kept_ff': config.kept_ff}
   tensors = {
       name: source_lib.TensorInfo(entry.stored_shape(parameters[path].shape), parameters[path].dtype)
       for path, entry in table.items()

@@ -1,5 +1,6 @@
 """Where a parameter of ours lies among the tensors of a checkpoint: the vocabulary of all key tables."""
 from collections.abc import Iterable
+import re
 from typing import NamedTuple
 
 from prompt_tuning.backbones import config as config_lib
@@ -50,12 +51,31 @@ def per_layer(template: str, layers: int, transpose: bool = False, part: tuple[i
   return Entry(names, bool(layers), transpose, part)
 
 
+def in_segments(table: KeyTable, config: config_lib.BackboneConfig) -> KeyTable:
+  """The table of a model whose encoder is in segments (`BackboneConfig.segments`), of one in which it is not."""
+  if not config.kept_ff:
+    return table
+  inside = 'encoder/layers/'
+  result = {path: entry for path, entry in table.items() if not path.startswith(inside)}
+  first = 0
+  for name, (length, _) in config.segments('encoder').items():
+    result |= {
+        f'encoder/{name}/{path.removeprefix(inside)}': entry._replace(names=entry.names[first:first + length])
+        for path, entry in table.items() if path.startswith(inside)}
+    first += length
+  return result
+
+
 def shapes(config: config_lib.BackboneConfig, paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
   """The shape of each parameter of ours, of a model of those dimensions, by its path."""
   return {path: _shape(config, path) for path in paths}
 
 
 def _shape(c: config_lib.BackboneConfig, path: str) -> tuple[int, ...]:
+  layers = ()
+  if match := re.match(r'(encoder|decoder)/(layers\w*)/', path):
+    length, c = c.segments(match[1])[match[2]]
+    layers = (length,)
   joined = c.num_heads * c.head_dim
   last_two = '/'.join(path.split('/')[-2:])
   inner = {
@@ -74,6 +94,4 @@ def _shape(c: config_lib.BackboneConfig, path: str) -> tuple[int, ...]:
       'dense/kernel': (c.d_model, c.d_model),
       'mlm_head/bias': (c.vocab_size,),
   }.get(last_two, (c.d_model,))  # scales, and biases of what returns to the model's width
-  if '/layers/' not in path:
-    return inner
-  return (c.encoder_layers if path.startswith('encoder/') else c.decoder_layers, *inner)
+  return (*layers, *inner)

@@ -1,4 +1,4 @@
-"""A trained prompt or prefix from whatever holds it: a file, a PEFT folder, a run or a T5X checkpoint.
+"""A trained prompt, prefix, adapter and so on from whatever holds it: a file, a PEFT folder, a run or a T5X checkpoint.
 
 What a path holds is told by content, not by its name: Google's released prompts have no suffix.
 """
@@ -9,11 +9,12 @@ import pathlib
 import re
 import warnings
 
-from prompt_tuning.checkpoints import base, peft, tuned_file
-from prompt_tuning.checkpoints.tuned_file import PROMPT, Tuned, checked, save_npy, save_safetensors, write_bytes
+from prompt_tuning.checkpoints import base, peft, tuned_file, tuned_tensors
+from prompt_tuning.checkpoints.tuned_file import Tuned, save_npy, save_safetensors, write_bytes
+from prompt_tuning.checkpoints.tuned_tensors import PROMPT, checked, method_of
 
-__all__ = ['PROMPT', 'OtherBaseWarning', 'Tuned', 'checked', 'load', 'save_npy', 'save_safetensors', 'step_files',
-           'warn_if_other_base', 'write_bytes']
+__all__ = ['PROMPT', 'OtherBaseWarning', 'Tuned', 'checked', 'load', 'method_of', 'save_npy', 'save_safetensors',
+           'step_files', 'warn_if_other_base', 'write_bytes']
 
 _T5X_PROMPT = 'encoder/prompt/prompt/prompt'  # of Google's prompt-tuning, below `target`
 _FORMS = ('expected a .npy file [P, D], a .safetensors file, a PEFT adapter folder, a run folder or a T5X '
@@ -32,7 +33,7 @@ def load(path: str | os.PathLike, method: str | None = None) -> Tuned:
     path: a `.npy` [P, D] (Google's have no suffix) or our `.safetensors`; a PEFT folder, see `peft.read_folder`; a
       run folder, which stands for its best (else newest) prompt; or a `checkpoint_<step>` of Google's
       prompt-tuning, of which only the prompt is read.
-    method: 'prompt', 'prefix' or 'infix', where only one of them will do.
+    method: 'prompt', 'prefix', ... where only that will do, or what holds it too, such as 'prompt+head'.
 
   Raises:
     FileNotFoundError: there is nothing of these forms.
@@ -40,7 +41,7 @@ def load(path: str | os.PathLike, method: str | None = None) -> Tuned:
       another method; the message names the file and says what to do.
   """
   tuned = _load(path)
-  if method not in (None, tuned.method):
+  if method is not None and method not in tuned.method.split('+'):
     shapes = ', '.join(f'{name} {list(x.shape)}' for name, x in sorted(tuned.tensors.items()))
     raise ValueError(f'{path}: holds a {tuned.method} ({shapes}) where a {method} is expected; name a file of a '
                      f'{method}, or use the method {tuned.method}.')
@@ -91,7 +92,7 @@ def _read_t5x(folder: str) -> Tuned:
 def step_files(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
   """The `<method>_<step>` files of a run's `prompts`, by step, of two of a step the better last."""
   found = [(int(match[1]), _SUFFIXES.index(match[2]), file) for file in folder.iterdir()
-           if (match := re.fullmatch(rf'(?:{"|".join(tuned_file.METHODS)})_(\d+)(\.npy|\.safetensors)', file.name))]
+           if (match := re.fullmatch(rf'{tuned_tensors.NAME}_(\d+)(\.npy|\.safetensors)', file.name))]
   return [(step, file) for step, _, file in sorted(found, key=lambda x: (x[0], -x[1]))]
 
 

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import struct
 from typing import Any
 
@@ -22,11 +21,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 import safetensors
 
-from prompt_tuning import trees
 from prompt_tuning.checkpoints import atomic, safetensors_file
-
-METHODS = ('prompt', 'prefix', 'infix')
-PROMPT = 'prompt/embedding'  # path of the one tensor of a prompt, [P, D]
+from prompt_tuning.checkpoints.tuned_tensors import PROMPT, checked, is_float, virtual_tokens
 
 _FORMAT, _VERSION = 'prompt_tuning', '1'
 _OURS = ('format', 'version', 'method', 'virtual_tokens', 'sha256')  # metadata that is no part of `about`
@@ -39,75 +35,16 @@ class Tuned:
   """What training made, apart from the base it was trained on.
 
   Attributes:
-    method: 'prompt' (rows of the `inputs` site), 'prefix' (keys and values of layers) or 'infix' (rows, and what is
-      added to the keys and values that layers compute for them).
-    tensors: float32 arrays by path: `prompt/embedding` or `infix/embedding` [P, D]; of a prefix for each site, of
-      an infix for the one that it has, such as `prefix/decoder/attn_kv/key` and `.../value` [L, P, N, H].
+    method: 'prompt', 'prefix', 'adapter+head', ...: see `tuned_tensors.py`.
+    tensors: float32 arrays by path, see there.
     about: JSON-able facts, as far as they are known: `base_fingerprint`, `base_path`, `base_config` (the fields of
-      a `BackboneConfig`), `task`, `step`, `metric`, and of a PEFT adapter `peft_type` and `peft_config`.
+      a `BackboneConfig`), `task`, `step`, `metric`; what the method and the readout need besides tensors (`settings`,
+      `readout`); and of a PEFT adapter `peft_type` and `peft_config`.
   """
 
   method: str
   tensors: Mapping[str, np.ndarray]
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def checked(origin: str | os.PathLike, method: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The tensors of a method as float32, if they are what the method has.
-
-  Args:
-    origin: the file, for messages.
-
-  Raises:
-    ValueError: unknown method; a tensor that is missing, unknown, of the wrong axes, no float or not finite.
-  """
-  if method not in METHODS:
-    raise ValueError(f'{origin}: of method {method!r}; expected {", ".join(METHODS[:-1])} or {METHODS[-1]}.')
-  expected = set() if method == 'prefix' else {f'{method}/embedding'}
-  if method != 'prompt':
-    sites = {match[1] for name in tensors if (match := re.fullmatch(rf'{method}/(.+)/(?:key|value)', name))}
-    sites = sorted(sites or {'decoder/attn_kv'})[:None if method == 'prefix' else 1]  # an infix has one
-    expected |= {f'{method}/{s}/{x}' for s in sites for x in ('key', 'value')}
-  _check_names(origin, expected, tensors)
-  arrays = {}
-  for name, tensor in tensors.items():
-    value = np.asarray(tensor)
-    one = 'one float array' if name == PROMPT else f'{name}: a float array'
-    axes = '[P, D]' if name.endswith('/embedding') else '[L, P, N, H]'
-    if value.ndim != axes.count(',') + 1 or not value.size or not _is_float(value.dtype):
-      raise ValueError(f'{origin}: expected {one} {axes}, found {value.shape} {value.dtype}.')
-    with np.errstate(over='ignore'):  # beyond float32 is infinite, and said to be below
-      arrays[name] = value.astype(np.float32)
-    if bad := int((~np.isfinite(arrays[name])).sum()):
-      raise ValueError(f'{origin}: {bad} of {value.size} values are NaN or infinite; use an earlier {method}.')
-  _check_lengths(origin, arrays)
-  return arrays
-
-
-def _check_names(origin, expected: set[str], found: Mapping[str, Any]) -> None:
-  lines = [*(f'- {name}' for name in sorted(expected - set(found))),
-           *(f'+ {name}' for name in sorted(set(found) - expected))]
-  if lines:
-    raise ValueError(f'{origin}: other tensors than expected (- missing, + unknown):\n  {trees.shorten(lines)}')
-
-
-def _length(name: str, tensor: np.ndarray) -> int:
-  """P of [P, D] or [L, P, N, H]."""
-  return tensor.shape[0 if name.endswith('/embedding') else 1]
-
-
-def _check_lengths(origin, arrays: Mapping[str, np.ndarray]) -> None:
-  for name in sorted(arrays):
-    key = re.sub('/value$', '/key', name)
-    if arrays[name].shape != arrays[key].shape:
-      raise ValueError(f'{origin}: {name} is {arrays[name].shape} but its keys are {arrays[key].shape}; '
-                       'expected the same shape.')
-  if len(lengths := {_length(*item) for item in arrays.items()}) > 1:
-    raise ValueError(f'{origin}: prefixes of lengths {sorted(lengths)}; expected one P at all sites.')
-
-
-def _is_float(dtype: np.dtype) -> bool:
-  return dtype.kind == 'f' or dtype == ml_dtypes.bfloat16
 
 
 # --- .npy ---
@@ -133,7 +70,7 @@ def read_npy(file: pathlib.Path) -> Tuned:
                      'save the prompt as a float array [P, D].')
   if dtype.kind == 'V' and dtype.itemsize == 2 and dtype.fields is None:
     dtype = np.dtype(ml_dtypes.bfloat16)  # what NumPy writes for it
-  if len(shape) != 2 or not _is_float(dtype) or min(shape) < 1:
+  if len(shape) != 2 or not is_float(dtype) or min(shape) < 1:
     raise ValueError(f'{file}: expected one float array [P, D], found {shape} {dtype}.')
   if (promised := math.prod(shape) * dtype.itemsize) != size - begin:
     what = 'truncated' if promised > size - begin else 'bytes behind the array'
@@ -199,7 +136,7 @@ def read_ours(file: pathlib.Path) -> Tuned:
              for name, value in sorted(metadata.items()) if name not in _OURS}
   except ValueError as error:
     raise ValueError(f'{file}: its metadata is no JSON ({error}); save it again with prompt_tuning.') from error
-  if layout != (expected := _layout(method, arrays)):
+  if layout != (expected := virtual_tokens(arrays, about.get('settings'))):
     raise ValueError(f'{file}: virtual_tokens in its metadata are {layout}; expected {expected}: it was made by '
                      'another version of prompt_tuning.')
   return Tuned(method, arrays, about)
@@ -220,27 +157,21 @@ def save_safetensors(path: str | os.PathLike, tuned: Tuned) -> None:
               for name, value in tuned.about.items() if value is not None}
   metadata |= {
       'format': _FORMAT, 'version': _VERSION, 'method': tuned.method, 'sha256': _checksum(tensors),
-      'virtual_tokens': json.dumps(_layout(tuned.method, tensors), sort_keys=True)}
+      'virtual_tokens': json.dumps(virtual_tokens(tensors, tuned.about.get('settings')), sort_keys=True)}
   write_bytes(atomic.on_disk(path), encode_safetensors(tensors, metadata))
 
 
 def encode_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
   """A file of float32 tensors, in the order of their names."""
   header: dict[str, Any] = {'__metadata__': dict(sorted(metadata.items()))}
-  data = b''
+  data, end = [], 0
   for name, value in sorted(tensors.items()):
-    header[name] = {'dtype': 'F32', 'shape': value.shape, 'data_offsets': [len(data), len(data) + value.nbytes]}
-    data += value.astype('<f4').tobytes()
+    header[name] = {'dtype': 'F32', 'shape': value.shape, 'data_offsets': [end, end + value.nbytes]}
+    data.append(value.astype('<f4').tobytes())
+    end += value.nbytes
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)  # tensors begin at a multiple of 8
-  return struct.pack('<Q', len(text)) + text + data
-
-
-def _layout(method: str, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """How many virtual tokens there are, and where they go."""
-  place = {'prompt': {'place': 'front of inputs'}, 'infix': {'place': 'end of inputs'}}.get(method, {})
-  sites = sorted({name.removeprefix(f'{method}/').removesuffix('/key') for name in tensors if name.endswith('/key')})
-  return {'count': _length(*next(iter(tensors.items()))), **place, **({'sites': sites} if sites else {})}
+  return b''.join([struct.pack('<Q', len(text)), text, *data])
 
 
 def _checksum(tensors: Mapping[str, np.ndarray]) -> str:

@@ -6,11 +6,14 @@ from typing import Any
 
 from flax import linen as nn
 from flax import struct
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning import trees
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.backbones.config import BackboneConfig
-from prompt_tuning.types import Array, Params, Trainable
+from prompt_tuning.types import Array, Params, PyTree, Trainable
 
 
 class Patch(struct.PyTreeNode):
@@ -38,6 +41,7 @@ class Base:
     activations: what it makes of a text, ids [n] -> {`attn_kv` site: (keys, values) [L, n, N, H]}; None where its
       parameters are not loaded.
     params: the parameters themselves, as a tree; None where they are not loaded.
+    size: how many parameters it has, for those who need not load them; None: those of `params` are counted.
   """
 
   config: BackboneConfig
@@ -47,6 +51,21 @@ class Base:
   fingerprint: Callable[[], str] | None = None
   activations: Callable[[Sequence[int]], Mapping[str, tuple[np.ndarray, np.ndarray]]] | None = None
   params: Callable[[], Params] | None = None
+  size: Callable[[], int] | None = None
+
+  def loaded(self, method: str) -> Params:
+    """The parameters, for a method that begins with them.
+
+    Raises:
+      ValueError: they are not loaded.
+    """
+    if self.params is None:
+      raise ValueError(f'{self.path}: {method} begins with the model itself; load it with `loading.load`.')
+    return self.params()
+
+
+Given = Callable[[Base], Mapping[str, np.ndarray]]
+"""What a method that was trained before begins as: base -> its exported tensors, by path."""
 
 
 class Method(nn.Module):
@@ -54,6 +73,20 @@ class Method(nn.Module):
 
   collection = 'params'  # the variable collection, and first key of the trainable tree
   dropout_rate = 0.0  # of the method's own dropout, which is active while training
+
+  @property
+  def collections(self) -> tuple[str, ...]:
+    """The variable collections, first keys of the trainable tree."""
+    return (self.collection,)
+
+  def bind(self, config: BackboneConfig, tokenizer: Any) -> 'Method':
+    """The method for a model and its tokenizer (None: it has none); called once, before anything else."""
+    del config, tokenizer
+    return self
+
+  def settings(self) -> dict[str, Any]:
+    """JSON-able facts beside the exported tensors that a finished file of them needs."""
+    return {}
 
   @property
   def virtual_tokens(self) -> int:
@@ -69,3 +102,28 @@ class Method(nn.Module):
     """What is kept when training is done: the tensors of `checkpoints.tuned.Tuned`, by path; {}: no such form."""
     del trainable
     return {}
+
+  def make_variables(self, make: Callable[[], PyTree], given: Given | None, base: Base) -> None:
+    """Makes the variables, float32: what `make` makes, or what is given in its place.
+
+    They are copies: what is trained may be given away (donated) at each step, what is frozen may not.
+
+    Raises:
+      ValueError: what is given has other names or shapes than what `make` makes for this base.
+    """
+    if given is None:
+      values = make()
+    else:
+      values = trees.unflatten({path.removeprefix(f'{self.collection}/'): x for path, x in given(base).items()})
+      if lines := trees.diff(jax.eval_shape(make), values):
+        raise ValueError(
+            f'{base.path}: what was trained before ({self.collection}) does not fit this {base.config.family}; use the '
+            'base that it was trained on (- expected, + found):\n  ' + trees.shorten(lines))
+    for name, value in values.items():
+      self.variable(self.collection, name, lambda value=value: jax.tree.map(
+          lambda x: jnp.array(x, jnp.float32), value))
+
+
+def exported(trainable: Trainable, collection: str) -> dict[str, Array]:
+  """All variables of a collection by path, for methods that are kept as they are trained."""
+  return {f'{collection}/{path}': x for path, x in trees.flatten(trainable[collection]).items()}

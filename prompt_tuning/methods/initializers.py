@@ -26,6 +26,11 @@ def random_uniform(low: float = -0.5, high: float = 0.5) -> Initializer:
   return lambda key, shape, base: jax.random.uniform(key, shape, jnp.float32, low, high)
 
 
+def normal(stddev: float = 1.0) -> Initializer:
+  """N(0, stddev^2); Wang et al. 2022 begin with 1/30."""
+  return lambda key, shape, base: stddev * jax.random.normal(key, shape)
+
+
 def sampled_vocabulary(most_common: int = _COMMON) -> Initializer:
   """Embeddings of different tokens drawn from the `most_common` first ids."""
 
@@ -66,6 +71,19 @@ def text(words: str, most_common: int = _COMMON) -> Initializer:
       return rows
     rest = sampled_vocabulary(most_common)(key, (shape[0] - len(rows), shape[1]), base)
     return np.concatenate([rows, rest])
+
+  return init
+
+
+def mask() -> Initializer:
+  """The embedding of the mask token in every row (WARP, Hambardzumyan et al. 2021)."""
+
+  def init(key, shape, base):
+    del key
+    if base.config.mask_id is None:
+      raise ValueError(f'{base.path}: this {base.config.family} has no mask token to initialise a prompt from; choose '
+                       'another INITIALIZER.')
+    return np.tile(base.embeddings([base.config.mask_id]), (shape[0], 1))
 
   return init
 

@@ -14,7 +14,7 @@ import numpy as np
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods import initializers, reparameterization
 from prompt_tuning.methods.base import Base, Method, Patch
-from prompt_tuning.methods.reparameterization import MLP
+from prompt_tuning.methods.reparameterization import LSTM, MLP
 from prompt_tuning.types import Array, PyTree, Trainable
 
 
@@ -29,29 +29,13 @@ class VirtualTokens(struct.PyTreeNode):
     return jnp.where((virtual_ids >= 0)[..., None], rows, embedded)
 
 
-class Prompt(Method):
-  """A soft prompt of `length` virtual tokens.
+class Table(Method):
+  """What prompts have in common, wherever they stand in the text: a table that is all that is kept of them.
 
-  Attributes:
-    length: P; the paper's default is 100.
-    initializer: see `methods/initializers.py`; the paper's default is class labels. None: N(0, 1).
-    reparameterization: makes the table while it is trained ("embedding-only" of Li & Liang 2021); an `initializer`
-      is then what the MLP is fitted to, None leaves it as it begins.
+  Subclasses have `length` (P), `initializer` and `reparameterization`, see `Prompt`.
   """
 
-  length: int = 100
-  initializer: initializers.Initializer | None = initializers.random_uniform()
-  reparameterization: MLP | None = None
-
   collection = 'prompt'
-
-  @property
-  def virtual_tokens(self) -> int:
-    return self.length
-
-  def place(self, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """The prompt's ids, then the text's: [n] -> [P + n]."""
-    return np.concatenate([np.arange(vocab_size, vocab_size + self.length, dtype=tokens.dtype), tokens])
 
   def export(self, trainable: Trainable) -> dict[str, Array]:
     """The table [P, D]."""
@@ -61,19 +45,43 @@ class Prompt(Method):
   def __call__(self, base: Base | None = None) -> Patch:
     """Returns the patch; with `base` (at init), its variables are made."""
     if base is not None:
-      for name, value in self._new(self.make_rng('prompt'), base).items():
+      for name, value in self.begin(self.make_rng('prompt'), base).items():
         self.variable('prompt', name, lambda value=value: value)
     return Patch(sites={'inputs': VirtualTokens(reparameterization.apply(self.variables['prompt']))})
 
-  def _new(self, key: jax.Array, base: Base) -> PyTree:
-    width, mlp = base.config.d_model, self.reparameterization
+  def begin(self, key: jax.Array, base: Base) -> PyTree:
+    """New variables: {'embedding': [P, D]}, or those of the network that makes it."""
+    width, network = base.config.d_model, self.reparameterization
     table = None
-    if self.initializer is not None or mlp is None:
+    if self.initializer is not None or network is None:
       table = new_table(key, self.length, self.initializer, base)
-    if mlp is None:
+    if network is None:
       return {'embedding': table}
-    params = mlp.init(jax.random.fold_in(key, 1), self.length, width, (width,))
+    params = network.init(jax.random.fold_in(key, 1), self.length, width, (width,))
     return params if table is None else reparameterization.fit(params, table)[0]
+
+
+class Prompt(Table):
+  """A soft prompt of `length` virtual tokens in front of the input.
+
+  Attributes:
+    length: P; the paper's default is 100.
+    initializer: see `methods/initializers.py`; the paper's default is class labels. None: N(0, 1).
+    reparameterization: makes the table while it is trained ("embedding-only" of Li & Liang 2021); an `initializer`
+      is then what the network is fitted to, None leaves it as it begins.
+  """
+
+  length: int = 100
+  initializer: initializers.Initializer | None = initializers.random_uniform()
+  reparameterization: MLP | LSTM | None = None
+
+  @property
+  def virtual_tokens(self) -> int:
+    return self.length
+
+  def place(self, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The prompt's ids, then the text's: [n] -> [P + n]."""
+    return np.concatenate([np.arange(vocab_size, vocab_size + self.length, dtype=tokens.dtype), tokens])
 
 
 def new_table(key: jax.Array, length: int, initializer: initializers.Initializer | None, base: Base) -> Array:

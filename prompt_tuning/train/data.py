@@ -69,17 +69,21 @@ class Dataset:
 
 
 def encoder(
-    dataset: Dataset, tokenizer: AnyTokenizer, layout: features.Layout) -> Callable[[Example], Example] | None:
+    dataset: Dataset, tokenizer: AnyTokenizer, layout: features.Layout,
+    targets: bool = True) -> Callable[[Example], Example] | None:
   """What encodes a task's text again, for a base with other ids or another layout than the task's.
 
   A task's own ids are taken as they are (None) if they are the base's and the layout has no more than an end behind
   a text, which is what seqio puts there. So a task on T5's vocabulary serves every base.
 
+  Args:
+    targets: the ids of targets are needed; else their text is what counts.
+
   Raises:
     ValueError: from what is returned: an example has no text.
   """
-  wanted = dataset.task.output_features
-  plain = not (layout.spaces or layout.opening or layout.target_opening)
+  wanted = {name: f for name, f in dataset.task.output_features.items() if targets or name != 'targets'}
+  plain = not (layout.spaces or layout.opening or (targets and layout.target_opening))
   if plain and all(vocabularies.same_ids(feature.vocabulary, tokenizer) for feature in wanted.values()):
     return None
 
@@ -92,7 +96,7 @@ def encoder(
             f'{dataset.mixture_or_task_name}: its token ids are not those of the base model, and it keeps no text to '
             f'encode again ({name}_pretokenized). Let the task keep it, as seqio.preprocessors.tokenize does, or use '
             'a base with the vocabulary of the task.')
-      texts[name] = None if text is None else text.decode()
+      texts[name] = None if text is None or name not in wanted else text.decode()
     return layout.encode(tokenizer, **texts)
 
   return encode

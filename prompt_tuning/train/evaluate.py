@@ -24,17 +24,21 @@ def converter(dataset: data.Dataset, model: Prompted, tokenizer: AnyTokenizer) -
   Raises:
     ValueError: model, tokenizer and task do not belong together.
   """
-  config, method = model.backbone.config, model.method
+  config, readout = model.backbone.config, model.readout
+  label = None if readout.length is None else readout.encode
+  if label is None and config.encoder_only:
+    raise ValueError(f'A {config.family} has no decoder to generate a target with. Set READOUT = @readouts.Verbalizer()'
+                     ' or @readouts.Head(), with the targets of the task as LABELS; or @readouts.Span().')
   layout = features.layout_of(config, tokenizer)
-  encode = data.encoder(dataset, tokenizer, layout)
+  encode = data.encoder(dataset, tokenizer, layout, targets=label is None)
   pieces = max(feature.vocabulary.vocab_size for feature in dataset.task.output_features.values())
   if encode is None and pieces > config.vocab_size:
     raise ValueError(
         f'{dataset.mixture_or_task_name} has a vocabulary of {pieces} tokens but the base model embeds '
         f'{config.vocab_size}; ids beyond would be virtual tokens. Use a task with the vocabulary of the base.')
+  lengths = {**dataset.task_feature_lengths, **({'targets': readout.length} if label else {})}
   return features.Converter(
-      dataset.task_feature_lengths, method.place, method.virtual_tokens, config.vocab_size, layout,
-      dataset.on_truncation, encode)
+      lengths, model.place, model.placed, config.vocab_size, layout, dataset.on_truncation, encode, label)
 
 
 class Evaluator:
@@ -56,20 +60,23 @@ class Evaluator:
     task, loaded = self.dataset.task, self._loaded
     convert = converter(self.dataset, loaded.model, loaded.tokenizer)
     vocabulary = task.output_features['targets'].vocabulary
-    decode = vocabulary.decode  # T5's sentinels too
-    if convert.encode is not None:
-      decode = lambda ids: convert.layout.decode(loaded.tokenizer, ids)
+    decode = lambda ids, source: vocabulary.decode(ids)  # T5's sentinels too
+    if convert.label is not None:
+      decode = loaded.model.readout.decode
+    elif convert.encode is not None:
+      decode = lambda ids, source: convert.layout.decode(loaded.tokenizer, ids)
     targets, predictions, rows, scores = [], [], [], []
     progress = Progress(unit='example')
     for examples, batch in data.eval_batches(self.dataset, convert):
+      sources = batch['encoder_input_tokens']
       batch = loaded.partitioner.place_batch(batch)
       numbers = len(rows) + np.arange(self.dataset.batch_size)
       decoded = self._generate(trainable, loaded.frozen, batch, keys=decoding.example_keys(numbers))
       tokens, log_probs = (np.asarray(x)[:len(examples), 0] for x in (decoded.tokens, decoded.log_probs))
       if task.score_metric_fns:
         scores += np.asarray(self._score(trainable, loaded.frozen, batch))[:len(examples)].tolist()
-      for example, ids, log_prob in zip(examples, tokens, log_probs, strict=True):
-        text = decode([int(i) for i in ids])
+      for example, source, ids, log_prob in zip(examples, sources, tokens, log_probs, strict=False):
+        text = decode([int(i) for i in ids], source)
         target = _text(example, 'targets', vocabulary)
         goal = task.postprocess_fn(target, example=example, is_target=True)
         targets.append(goal)

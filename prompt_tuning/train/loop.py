@@ -16,9 +16,9 @@ import time
 import jax
 import numpy as np
 
-from prompt_tuning import decoding, loading, trees
+from prompt_tuning import decoding, loading, readouts, trees
 from prompt_tuning.checkpoints import run as run_checkpoints
-from prompt_tuning.checkpoints.tuned import Tuned
+from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
@@ -104,6 +104,7 @@ def train(
         f'BATCH_SIZE={train_dataset.batch_size} does not divide into MICROBATCHES={microbatches} on '
         f'{partitioner.mesh.shape["data"]} data-parallel devices.')
   loaded = loading.load(initial_checkpoint_path, method, backbone, partitioner, random_seed)
+  method = loaded.model.method
   model, frozen = loaded.model, loaded.frozen
 
   # --- The trainables and their optimizer.
@@ -117,7 +118,7 @@ def train(
   checkpoints = run_checkpoints.RunCheckpoints(model_dir, keep)
   about = {
       'base_fingerprint': loaded.fingerprint(), 'base_path': loaded.path, 'seed': random_seed,
-      'optimizer': _name(optimizer), 'method': repr(method).split('\n')[0],
+      'optimizer': _name(optimizer), 'method': repr(method).split('\n')[0], **_settings(model),
       'state': run_checkpoints.description(state._asdict())}
   position, best, waited = None, -math.inf, 0
   if (latest := checkpoints.latest) is not None:
@@ -141,7 +142,7 @@ def train(
   train_step = step_lib.make_train_step(
       model, optimizer_, loss, dropout_seed=random_seed if backbone.dropout_rate or method.dropout_rate else None,
       microbatches=microbatches, use_hardware_rng=use_hardware_rng)
-  export = jax.jit(method.export, out_shardings=partitioner.replicated)
+  export = jax.jit(model.export, out_shardings=partitioner.replicated)
   evaluators = [evaluate_lib.Evaluator(loaded, dataset, decoder) for dataset in eval_datasets]
   on_start()
 
@@ -160,9 +161,9 @@ def train(
   def save(step: int, metric: float | None = None) -> None:
     origin = {'base_fingerprint': about['base_fingerprint'], 'base_path': loaded.path,
               'base_config': dataclasses.asdict(loaded.config), 'task': train_dataset.mixture_or_task_name,
-              'step': step, 'metric': metric}
+              'step': step, 'metric': metric, **_settings(model)}
     tensors = jax.device_get(export(state.trainable))
-    finished = Tuned(method.collection, tensors, origin) if tensors else None
+    finished = tuned.Tuned(tuned.method_of(tensors), tensors, origin) if tensors else None
     checkpoints.save(
         step, state._asdict(), {**about, 'position': position, 'best': best, 'waited': waited}, finished, metric)
 
@@ -225,6 +226,12 @@ def train(
 
 
 _DIAGNOSTICS = ('legal_label_rate',)  # metrics that say how a model fails, not how good it is
+
+
+def _settings(model) -> dict[str, object]:
+  """What a finished file must know besides its tensors."""
+  found = {'settings': model.method.settings(), 'readout': model.readout.settings()}
+  return {name: x for name, x in found.items() if x and x != readouts.TextToText().settings()}
 
 
 def _name(function: Callable) -> str:

@@ -5,7 +5,7 @@ Lester et al. 2021 depends on its details; optax's differs in the decay of the s
 order of clipping and weight decay, and scales weight decay by the learning rate. `adamw` is optax's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -105,6 +105,26 @@ def adamw(
   """AdamW; `max_grad_norm` clips the gradient's global norm first (prefix-tuning uses 1.0)."""
   clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
   return lambda schedule: optax.chain(*clip, optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay))
+
+
+def by_collection(optimizer: Optimizer, factors: Mapping[str, float]) -> Optimizer:
+  """The same optimizer with another learning rate for some collections, each with slots and clipping of its own.
+
+  Args:
+    factors: what the schedule is multiplied with, by collection: {'full': 0.1} trains the model of P-tuning with 1e-5
+      where its prompt has 1e-4.
+  """
+
+  def labels(trainable):
+    if unknown := sorted(set(factors) - set(trainable)):
+      raise ValueError(f'by_collection.factors names {", ".join(unknown)}; what is trained is {", ".join(trainable)}.')
+    return {name: name if name in factors else '' for name in trainable}
+
+  def make(schedule: Schedule) -> optax.GradientTransformation:
+    scaled = lambda factor: optimizer(lambda step: factor * schedule(step))
+    return optax.partition({'': optimizer(schedule), **{name: scaled(x) for name, x in factors.items()}}, labels)
+
+  return make
 
 
 def _with_warmup(warmup_steps: int, after: Schedule) -> Schedule:

@@ -1,6 +1,7 @@
 """Trained prompts and prefixes as files: every form that is read, what is written, and every refusal."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import struct
@@ -146,6 +147,15 @@ def test_what_is_saved_is_loaded(tmp_path, small):
   assert [path.name for path in (tmp_path / 'new').iterdir()] == ['a.safetensors']
 
 
+@pytest.mark.parametrize(('small', 'digest'), [
+    (PROMPT, '688ca4f7c0bc5d78'), (tuned.Tuned('prefix', dict([*PREFIX.tensors.items()][:2])), '890c558a2dbd4287'),
+    (INFIX, 'c755327420642b06')], ids=lambda x: getattr(x, 'method', ''))
+def test_files_of_the_first_release_keep_their_bytes(tmp_path, small, digest):
+  about = {name: ABOUT[name] for name in ('base_path', 'task', 'step', 'metric')}
+  tuned.save_safetensors(tmp_path / 'a', tuned.Tuned(small.method, small.tensors, about))
+  assert hashlib.sha256((tmp_path / 'a').read_bytes()).hexdigest().startswith(digest)
+
+
 def test_the_same_content_gives_the_same_bytes(tmp_path):
   backwards = lambda x: dict(reversed(x.items()))
   for i, small in enumerate([PREFIX, tuned.Tuned('prefix', backwards(PREFIX.tensors), backwards(PREFIX.about))] * 2):
@@ -184,7 +194,8 @@ def test_npy_of_a_prompt(tmp_path):
     (tuned.Tuned('prompt', {'prompt/embedding': np.full((2, 2), np.inf)}), 'a.file: 4 of 4 values are NaN or infinite'),
     (tuned.Tuned('prompt', {'prompt/embedding': ROWS[0]}), r'a.file: expected one float array \[P, D\], found \(4,\)'),
     (tuned.Tuned('prompt', {}), '(?s)other tensors than expected.*- prompt/embedding'),
-    (tuned.Tuned('adapter', {}), "a.file: of method 'adapter'; expected prompt, prefix or infix"),
+    (tuned.Tuned('lora', {}), "a.file: of method 'lora'; expected prompt, prefix, .* or head, or some of them joined"),
+    (tuned.Tuned('prompt+prompt', PROMPT.tensors), r"of method 'prompt\+prompt'; expected"),
     (tuned.Tuned('prompt', PROMPT.tensors, {'sha256': 'x'}), 'facts about it may not be called sha256'),
 ])
 def test_what_cannot_be_saved(tmp_path, small, message):
@@ -257,7 +268,7 @@ REFUSED = {
     'safetensors integers': (ours({'prompt/embedding': np.zeros((3, 4), np.int32)}), r'found \(3, 4\) int32'),
     'safetensors axes': (ours({'prompt/embedding': ROWS[0]}), r'expected one float array \[P, D\], found \(4,\)'),
     'safetensors NaN': (ours({'prompt/embedding': ROWS * np.nan}), '12 of 12 values are NaN'),
-    'method': (ours(GOOD, 'adapter'), "of method 'adapter'; expected prompt, prefix or infix"),
+    'method': (ours(GOOD, 'lora'), "of method 'lora'; expected prompt, prefix, "),
     'no JSON': (ours(GOOD, step='{'), 'its metadata is no JSON'),
     'layout': (ours(GOOD, virtual_tokens='{"count": 3, "place": "end"}'), "virtual_tokens in its metadata are.*'end'"),
     'no values': (ours({'prefix/a/key': LAYERS[0]}, 'prefix'), '(?s)- prefix/a/value'),

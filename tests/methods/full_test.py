@@ -1,38 +1,43 @@
 """Full fine-tuning: it begins as the base, trains all of its parameters, and leaves the frozen argument alone."""
 
 import jax
-import numpy as np
 import pytest
 
 from prompt_tuning import trees
 from prompt_tuning.methods.base import Base
 from prompt_tuning.methods.full import Full
-from prompt_tuning.methods.prefix import Prefix
-from prompt_tuning.prompted import Prompted
-from prompt_tuning.train import losses, optim, step
 from tests import models
-from tests.methods.prefix_test import batch_of, jitted, made
+from tests.methods import suite
+from tests.methods.prefix_test import made
 
 
-@pytest.mark.parametrize('size', ['gpt2_tiny', 'bart_tiny', 't5_1_1_tiny'])
+@pytest.mark.parametrize('size', suite.SIZES)
 def test_begins_as_the_base(size):
-  model, frozen, trainable = made(size, Full())
+  suite.check_identity(size, Full())
+  _, frozen, trainable = made(size, Full(), scan=True)
   assert trees.size(trainable) == trees.size(frozen)
-  plain = Prompted(model.backbone, Prefix(0))
-  batch = batch_of(model)
-  np.testing.assert_array_equal(jitted(model)(trainable, frozen, batch), jitted(plain)({}, frozen, batch))
 
 
-def test_a_step_moves_parameters_and_no_frozen_ones():
-  model, frozen, trainable = made('gpt2_tiny', Full(), scan=True)
-  before, held = jax.device_get(trainable['full']), jax.device_get(frozen)
-  optimizer = optim.adamw(max_grad_norm=1.0)(optim.constant(1e-2))
-  run = step.make_train_step(model, optimizer, losses.compute, dropout_seed=None)
-  state, metrics = run(step.init_state(trainable, optimizer), frozen, batch_of(model))
-  assert float(metrics['loss']) > 0
-  for path, x in trees.flatten(jax.device_get(state.trainable['full'])).items():
-    assert np.abs(x - trees.flatten(before)[path]).max() > 0, path
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), held)
+@pytest.mark.parametrize('size', ['gpt2_tiny', 'roberta_tiny'])
+def test_a_step_moves_parameters_and_no_frozen_ones(size):
+  suite.check_step(size, Full())
+
+
+def test_what_is_trained_is_a_copy():
+  """A training step may take the buffers of what it trains; those of the base must stay."""
+  _, frozen, trainable = made('gpt2_tiny', Full())
+  address = lambda x: x.unsafe_buffer_pointer()
+  pairs = jax.tree.map(lambda x, y: address(x) == address(y), frozen, dict(trainable['full']))
+  assert not any(jax.tree.leaves(pairs))
+
+
+def test_decoding_is_reading():
+  suite.check_decoding('bart_tiny', Full())
+
+
+@pytest.mark.parametrize('size', ['gpt2_tiny', 't5_1_1_tiny', 'roberta_tiny'])
+def test_a_file_has_all_of_it(size, tmp_path):
+  suite.check_file(size, Full(), tmp_path)
 
 
 def test_needs_the_model_itself():

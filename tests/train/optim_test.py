@@ -1,5 +1,6 @@
 """Optimizers and schedules: Adafactor equals T5X's trajectory, the others their formulas."""
 
+import contextlib
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from prompt_tuning import trees
 from prompt_tuning.checkpoints.families import t5
+from prompt_tuning.checkpoints.run import RunCheckpoints
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.train import losses, optim, step
@@ -123,3 +125,22 @@ def test_adamw_clips_the_global_norm():
 def test_schedules(schedule, values):
   for at, value in values.items():
     np.testing.assert_allclose(schedule(jnp.int32(at)), value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_learning_rate_for_each_collection(tmp_path):
+  """Each collection moves as it would alone with its rate, and the state goes through a checkpoint."""
+  rng = np.random.default_rng(0)
+  draw = lambda: {name: {'x': jnp.asarray(rng.standard_normal((3, 4), np.float32))} for name in ('prompt', 'full')}
+  trainable, grads = draw(), draw()
+  both = optim.by_collection(optim.adamw(max_grad_norm=1.0), {'full': 0.1})(optim.constant(1e-2))
+  state = both.init(trainable)
+  with contextlib.closing(RunCheckpoints(str(tmp_path))) as checkpoints:
+    checkpoints.save(1, {'opt_state': state}, {})
+    state = checkpoints.restore(1, {'opt_state': state})['opt_state']
+  updates, _ = both.update(grads, state, trainable)
+  for name, rate in (('prompt', 1e-2), ('full', 1e-3)):
+    alone = optim.adamw(max_grad_norm=1.0)(optim.constant(rate))
+    expected, _ = alone.update(grads[name], alone.init(trainable[name]), trainable[name])
+    np.testing.assert_allclose(updates[name]['x'], expected['x'], rtol=1e-6)
+  with pytest.raises(ValueError, match='by_collection.factors names fall; what is trained is full, prompt'):
+    optim.by_collection(optim.adamw(), {'fall': 0.1})(optim.constant(1e-2)).init({'full': 1, 'prompt': 2})

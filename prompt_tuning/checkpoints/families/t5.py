@@ -51,6 +51,8 @@ def _rows(config: config_lib.BackboneConfig) -> Iterator[tuple[str, str, int, bo
       for our_kernel, their_kernel in (mlp if ours == 'mlp' else _ATTENTION).items():
         name = f'{place}.{theirs}.{their_kernel}.weight'
         yield f'{stack}/layers/{ours}/{our_kernel}/kernel', name, layers, True
+      if config.kept_ff and (stack, ours) == ('encoder', 'mlp'):  # Hugging Face has no place for it
+        yield f'{stack}/layers/mlp/wo/bias', f'{place}.{theirs}.wo.bias', layers, False
     yield f'{stack}/{stack}_norm/scale', f'{stack}.final_layer_norm.weight', 0, False
   if not config.tied_embeddings:
     yield 'decoder/logits_dense/kernel', 'lm_head.weight', 0, True
