@@ -17,7 +17,11 @@ COMMANDS = {
     'train': ('prompt_tuning.train.loop:train', 'runs/train.gin', 'tune a method on a frozen base'),
     'eval': ('prompt_tuning.train.evaluate:evaluate', 'runs/eval.gin', 'score a tuned prompt on tasks'),
     'infer': ('prompt_tuning.train.infer:infer', 'runs/infer.gin', 'predict for a task, a JSONL or a text file'),
+    'population': (
+        'prompt_tuning.train.population:train', 'runs/population.gin', 'train many prompts at once on one frozen base'),
+    'interpret': ('prompt_tuning.analysis.interpret:interpret', 'runs/interpret.gin', 'the words nearest to a prompt'),
     'probe': ('prompt_tuning.probe:probe', 'runs/probe.gin', 'find the skill neurons of a tuned prompt'),
+    'prune': ('prompt_tuning.analysis.prune_base:prune_base', 'runs/prune.gin', 'a smaller base of its skill neurons'),
     'params': ('prompt_tuning.params:params', 'runs/params.gin', 'count what a method trains, without weights'),
 }
 
@@ -66,7 +70,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
     return 0
   module, name = COMMANDS[command][0].split(':')
   function = gin.get_configurable(getattr(importlib.import_module(module), name))
-  if command == 'train':
+  if command in ('train', 'population'):
     function(on_start=lambda: save_config(gin_utils.macro('MODEL_DIR')))
   else:
     function()

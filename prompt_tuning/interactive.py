@@ -5,10 +5,11 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import decoding, features, loading
+from prompt_tuning.analysis import interpret
+from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods import finished
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.types import Trainable
@@ -125,14 +126,9 @@ class PromptedModel:
     """
     if 'prompt' not in self.trainable:
       raise ValueError(f'Nearest words are those of a prompt; this is a {", ".join(self.trainable)}.')
-    table = jnp.asarray(self._loaded.frozen['token_embedder']['embedding'], jnp.float32)
-    prompt = self.trainable['prompt']['embedding']
-    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
-    words = len(self._loaded.tokenizer)
-    cosine, ids = jax.lax.top_k(unit(prompt) @ unit(table[:words]).T, k)
-    piece = self._loaded.tokenizer.piece
-    return [[(piece(int(i)), float(c)) for i, c in zip(row, values, strict=True)]
-            for row, values in zip(np.asarray(ids), np.asarray(cosine), strict=True)]
+    table = np.asarray(self._loaded.frozen['token_embedder']['embedding'], np.float32)[:len(self._loaded.tokenizer)]
+    prompt = np.asarray(self._loaded.model.export(self.trainable)[tuned.PROMPT])
+    return interpret.words(*interpret.nearest(prompt, table, k), self._loaded.tokenizer.piece)
 
   def _rows(self, n: int) -> int:
     """Rows are rounded up to a power of two for each data-parallel device, to compile few shapes."""

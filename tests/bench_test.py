@@ -23,7 +23,7 @@ def train_step(monkeypatch):
   monkeypatch.syspath_prepend(BENCH)
   import train_step
   yield train_step
-  for name in ('train_step', 'decode'):
+  for name in ('train_step', 'decode', 'probe'):
     sys.modules.pop(name, None)
 
 
@@ -195,3 +195,29 @@ def test_population():
   row = json.loads(last)['rows']['trial']
   assert [row['together'], row['in_turn']] == [min(side) for side in zip(*row['seconds'], strict=True)]
   assert row['gain'] == row['in_turn'] / row['together']
+
+
+def test_probe():
+  done = run('--quick', '--turns=2', '--batches=3', script='probe.py')
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert [line.split()[:2] for line in text] == [['pass', 'contender'], ['baseline', 'ours'], ['accuracy', 'ours']]
+  report = json.loads(last)
+  ours = report['contenders']['ours']
+  for passed in ('baseline', 'accuracy'):
+    x = ours[passed]
+    assert len(x['seconds']) == len(x['cpu_seconds']) == 2
+    assert x['examples_per_second'] == pytest.approx(3 * report['B'] / (sum(x['seconds']) / 2))
+    assert x['ratio'] == x['paired'] == x['cpu_ratio'] == 1.0
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'platform': 'gpu'}, 'set JAX_PLATFORMS=cpu'),
+    ({'baseline': {'largest_difference': 0.1}}, 'The baselines of hooks are up to 0.1 away from ours'),
+    ({'baseline': {'largest_difference': float('nan')}}, 'are up to nan away')])
+def test_probes_that_do_other_work_are_refused(train_step, change, message):
+  import probe
+  found = {'largest_difference': 0.0, 'seconds': [1.0], 'cpu_seconds': [1.0]}
+  ours = {'platform': 'cpu', 'baseline': found, 'accuracy': found}
+  with pytest.raises(RuntimeError, match=message):
+    probe._compare('hooks', {**ours, **change}, ours, 4)

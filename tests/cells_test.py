@@ -114,8 +114,12 @@ def test_cell(model, method, tmp_path):
   config = prompted.backbone.config
   again = dataclasses.replace(prompted, method=kept.bind(config, None), readout=readout.bind(config, None))
   restored = again.init(jax.random.key(9), base_of(again, frozen))
-  np.testing.assert_allclose(
-      jax.jit(again.logits)(restored, frozen, batch), jax.jit(prompted.logits)(trainable, frozen, batch), atol=1e-5)
+  for one, other in ((again.method, prompted.method), (again.readout, prompted.readout)):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6),
+                 one.apply(restored).sites, other.apply(trainable).sites)
+    overlays = [trees.overlay(frozen, method.apply(variables).overlay) for method, variables in (
+        (one, restored), (other, trainable))]
+    jax.tree.map(np.testing.assert_array_equal, *overlays)
   text = np.arange(7, 12)
   np.testing.assert_array_equal(again.place(text, models.VOCAB), prompted.place(text, models.VOCAB))
 
@@ -130,11 +134,15 @@ def test_cell(model, method, tmp_path):
 def test_a_cell_that_makes_no_sense_says_so(model, method, bindings, message):
   backbone, frozen = base(model)
   gin_utils.parse([f'models/{model}.gin', f'methods/{method}.gin', 'runs/train.gin'], [*RUN, *bindings], '')
-  with pytest.raises(ValueError, match=message):
+
+  def begin():
     chosen = gin_utils.macro('METHOD').scoped_configurable_fn()
-    gin_utils.macro('READOUT').scoped_configurable_fn().clone().bind(backbone.config, Words())
-    prompted = Prompted(backbone, chosen.bind(backbone.config, None))
+    readout = gin_utils.macro('READOUT').scoped_configurable_fn().bind(backbone.config, Words())
+    prompted = Prompted(backbone, chosen.bind(backbone.config, None), readout)
     prompted.init(jax.random.key(0), base_of(prompted, frozen))
+
+  with pytest.raises(ValueError, match=message):
+    begin()
 
 
 class Words:
@@ -143,4 +151,4 @@ class Words:
   unk_id = 0
 
   def encode(self, text: str) -> list[int]:
-    return [7 + len(text) % 20]
+    return [7 + sum(map(ord, text)) % 200]

@@ -32,6 +32,7 @@ def company(file: str) -> tuple[list[str], list[str]]:
         'runs/interpret.gin': ([file], [*FINISHED, "OUTPUT_DIR = 'out'"]),
         'runs/population.gin': ([MODEL, METHOD, file], [*TRAIN, "MEMBERS = ({'seed': 0}, {'seed': 1})"]),
         'runs/params.gin': ([MODEL, METHOD, file], ["MODEL_SIZES = ('t5_1_1_tiny',)"]),
+        'runs/prune.gin': ([MODEL, file], [*COMMON, "PROBE_DIR = 'probe'", "PRUNED_DIR = 'pruned'"]),
         'runs/probe.gin': ([MODEL, file], [*FINISHED, *TASK, "PROBE_OUTPUT_DIR = 'out'"]),
         'runs/probe_dev.gin': ([MODEL, 'runs/probe.gin', file], [*FINISHED, *TASK, "PROBE_OUTPUT_DIR = 'out'"]),
     }[file]

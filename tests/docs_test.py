@@ -33,7 +33,7 @@ def test_command(words, capsys):
     assert suites.select(flags.suite, flags.metrics and flags.metrics.split(','))
   elif words[0] == 'prompt-tuning':
     assert cli.run(words[1], [*words[2:], '--dry_run']) == 0
-    assert 'MODEL' in capsys.readouterr().out
+    assert re.search('^(MODEL|INITIAL_CHECKPOINT_PATH)', capsys.readouterr().out, re.MULTILINE)
   else:
     assert words[0] in ('bash', 'python')
     assert (ROOT / words[1]).is_file()

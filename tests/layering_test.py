@@ -62,7 +62,7 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'loading': ('types', 'trees', 'backbones', 'checkpoints', 'methods', 'partitioning', 'progress', 'prompted',
                 'readouts', 'tokenizer'),
     'analysis': ('types', 'trees', 'backbones', 'methods', 'checkpoints', 'decoding', 'prompted', 'features',
-                 'tokenizer', 'partitioning', 'loading', 'interactive'),
+                 'tokenizer', 'partitioning', 'loading'),
 }
 
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning import loading, probe
-from prompt_tuning.analysis import intervene, measure, predictivity, record
+from prompt_tuning import loading, probe, trees
+from prompt_tuning.analysis import intervene, measure, predictivity, prune_base, record
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.train import data
 from tests import models
@@ -172,3 +172,25 @@ def test_places_without_a_prompt():
     assert list(looks) == [f'{site}/mlp_act']
     batch = jax.device_get(models.tiny_batch(config=model.backbone.config))
     np.testing.assert_array_equal(looks[f'{site}/mlp_act'].positions(batch), [[places]] * 2)
+
+
+def test_a_base_is_pruned_by_a_probe(tmp_path):
+  base = str(models.GOLDENS / 'hf/t5_v1_1')
+  whole = loading.load(base, probe.finished.Together(), loading.Backbone(), models.one_device())
+  c = whole.config
+  rng = np.random.default_rng(0)
+  (tmp_path / 'probe').mkdir()
+  np.savez(tmp_path / 'probe/results.npz', pred=rng.random((1, c.encoder_layers, c.d_ff), np.float32),
+           prompt_0_baseline=rng.random((1, c.encoder_layers, 3, c.d_ff), np.float32))
+  numbers = prune_base.prune_base(
+      output_dir=str(tmp_path / 'pruned'), initial_checkpoint_path=base, probe_dir=str(tmp_path / 'probe'), percent=25,
+      layers=(1, c.encoder_layers))
+  assert numbers['kept'] == [c.d_ff] + [c.d_ff // 4] * (c.encoder_layers - 1)
+  again = loading.load(str(tmp_path / 'pruned'), probe.finished.Together(), loading.Backbone(), models.one_device())
+  assert trees.size(again.frozen) == numbers['parameters_pruned'] < numbers['parameters'] == trees.size(whole.frozen)
+  with pytest.raises(ValueError, match='select nothing'):
+    prune_base.prune_base(output_dir=str(tmp_path / 'more'), initial_checkpoint_path=base,
+                          probe_dir=str(tmp_path / 'probe'), layers=(3, 3))
+  with pytest.raises(FileNotFoundError, match='PROBE_DIR=.* has no results.npz'):
+    prune_base.prune_base(output_dir=str(tmp_path / 'more'), initial_checkpoint_path=base, probe_dir=str(tmp_path))
+  assert not (tmp_path / 'more').exists()

@@ -90,7 +90,7 @@ class Method(nn.Module):
 
   @property
   def virtual_tokens(self) -> int:
-    """How many ids from V on the method owns."""
+    """How many tokens `place` adds at most: virtual ones, and words of a template."""
     return 0
 
   def place(self, tokens: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -31,7 +31,7 @@ class NonFiniteLossError(FloatingPointError):
   """The loss became NaN or infinite; the last checkpoint is from before."""
 
 
-class _Preemption:
+class Preemption:
   """Notes SIGTERM (a pod or a queue taking the machine back), to stop after the current step."""
 
   def __init__(self):
@@ -90,7 +90,7 @@ def train(
     checkpoints.run.ResumeError: MODEL_DIR holds another run.
   """
   began = time.monotonic()
-  preemption = _Preemption()
+  preemption = Preemption()
   first = jax.process_index() == 0
   tell = (lambda text: print(text, file=sys.stderr, flush=True)) if first else lambda text: None
 
@@ -118,7 +118,7 @@ def train(
   checkpoints = run_checkpoints.RunCheckpoints(model_dir, keep)
   about = {
       'base_fingerprint': loaded.fingerprint(), 'base_path': loaded.path, 'seed': random_seed,
-      'optimizer': _name(optimizer), 'method': repr(method).split('\n')[0], **_settings(model),
+      'optimizer': name_of(optimizer), 'method': repr(method).split('\n')[0], **settings_of(model),
       'state': run_checkpoints.description(state._asdict())}
   position, best, waited = None, -math.inf, 0
   if (latest := checkpoints.latest) is not None:
@@ -161,7 +161,7 @@ def train(
   def save(step: int, metric: float | None = None) -> None:
     origin = {'base_fingerprint': about['base_fingerprint'], 'base_path': loaded.path,
               'base_config': dataclasses.asdict(loaded.config), 'task': train_dataset.mixture_or_task_name,
-              'step': step, 'metric': metric, **_settings(model)}
+              'step': step, 'metric': metric, **settings_of(model)}
     tensors = jax.device_get(export(state.trainable))
     finished = tuned.Tuned(tuned.method_of(tensors), tensors, origin) if tensors else None
     checkpoints.save(
@@ -201,7 +201,7 @@ def train(
         began_evaluating = time.monotonic()
         results = evaluate(step, state.trainable)
         progress.pause(time.monotonic() - began_evaluating)
-        metric = _choose(results, best_metric)
+        metric = choose(results, best_metric)
         best, waited = (metric, 0) if metric > best else (best, waited + 1)
         stop = early_stopping_patience is not None and waited >= early_stopping_patience
       if saving:
@@ -228,18 +228,18 @@ def train(
 _DIAGNOSTICS = ('legal_label_rate',)  # metrics that say how a model fails, not how good it is
 
 
-def _settings(model) -> dict[str, object]:
+def settings_of(model) -> dict[str, object]:
   """What a finished file must know besides its tensors."""
   found = {'settings': model.method.settings(), 'readout': model.readout.settings()}
   return {name: x for name, x in found.items() if x and x != readouts.TextToText().settings()}
 
 
-def _name(function: Callable) -> str:
+def name_of(function: Callable) -> str:
   """'adafactor' for the optimizer that `adafactor(...)` made."""
   return function.__qualname__.split('.')[0]
 
 
-def _choose(results: Mapping[str, Mapping[str, float]], best_metric: str | None) -> float:
+def choose(results: Mapping[str, Mapping[str, float]], best_metric: str | None) -> float:
   """The number that decides which checkpoint is best."""
   metrics = next(iter(results.values()))
   if best_metric is None:

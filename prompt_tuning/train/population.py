@@ -78,7 +78,7 @@ def train(
     checkpoints.run.ResumeError: MODEL_DIR holds another population, or a run.
   """
   began = time.monotonic()
-  preemption = loop._Preemption()
+  preemption = loop.Preemption()
   first = jax.process_index() == 0
   tell = (lambda text: print(text, file=sys.stderr, flush=True)) if first else lambda text: None
 
@@ -107,7 +107,7 @@ def train(
   # --- What was done before, if anything.
   checkpoints = run_checkpoints.RunCheckpoints(model_dir)
   about = {
-      'base_fingerprint': loaded.fingerprint(), 'base_path': loaded.path, 'optimizer': loop._name(optimizer),
+      'base_fingerprint': loaded.fingerprint(), 'base_path': loaded.path, 'optimizer': loop.name_of(optimizer),
       'seed': [[*dataclasses.astuple(member)] for member in members] + ['shared order'] * shared_order,
       'state': run_checkpoints.description(state._asdict())}
   before = {'positions': None, 'status': None}
@@ -150,7 +150,7 @@ def train(
       if first:
         writers.write_lines(member.folder / 'inference_eval' / f'{name}-{step}.jsonl', lines)
       tell(f'step {step}  member {i}  {name}  ' + '  '.join(f'{k} {v:.4f}' for k, v in metrics.items()))
-    return loop._choose(member.status['metrics'], best_metric)
+    return loop.choose(member.status['metrics'], best_metric)
 
   def save(step: int, metrics: Mapping[int, float]) -> None:
     for i, member in enumerate(trained):
@@ -158,7 +158,7 @@ def train(
         member.save(step, state.trainable[i], {
             'base_fingerprint': about['base_fingerprint'], 'base_path': loaded.path,
             'base_config': dataclasses.asdict(loaded.config), 'task': train_dataset.mixture_or_task_name,
-            'step': step, 'metric': metrics.get(i), **loop._settings(member.loaded.model)}, keep)
+            'step': step, 'metric': metrics.get(i), **loop.settings_of(member.loaded.model)}, keep)
     checkpoints.save(step, state._asdict(), {
         **about, 'positions': position['streams'], 'status': [member.status for member in trained]})
 

@@ -7,13 +7,12 @@ the prompt positions are kept (a copy: a view would hold the whole activation in
 protocol.
 """
 
-import itertools
 import os
 import sys
 from typing import Any
 
 import numpy as np
-from probe import PASSES, PROMPT, WEIGHTS, Row, found, rows
+from probe import PROMPT, WEIGHTS, Row, in_turns, rows
 from train_step import Contender, serve
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing is to be downloaded
@@ -27,7 +26,7 @@ except ImportError as error:
 
 
 def build(settings: dict[str, Any]) -> Contender:
-  """The passes, of which each step is the next one; see `probe.measure` for what `settings` hold."""
+  """The passes; see `probe.measure` for what `settings` hold."""
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   transformers.logging.set_verbosity_error()  # the LM head's weights are not used
   row, folder, vocab_size = Row(**settings['row']), settings['folder'], settings['config']['vocab_size']
@@ -41,6 +40,7 @@ def build(settings: dict[str, Any]) -> Contender:
     layer.intermediate.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out[:, :row.P].clone()))
   table = model.get_input_embeddings()
 
+  @torch.inference_mode()
   def run() -> list[torch.Tensor]:
     """Activations of all rows, [rows, P, F] of each layer."""
     for kept in stored:
@@ -52,23 +52,16 @@ def build(settings: dict[str, Any]) -> Contender:
 
   baselines = None
 
-  def baseline() -> torch.Tensor:
+  def baseline() -> np.ndarray:
     nonlocal baselines
     baselines = torch.stack([a.mean(0) for a in run()])
-    return baselines
+    return baselines.numpy()
 
-  def accuracy() -> torch.Tensor:
+  def accuracy() -> np.ndarray:
     labels = torch.cat([labels for _, labels in data]).bool()[:, None, None]
-    return torch.stack([((a > b) == labels).float().mean(0) for a, b in zip(run(), baselines, strict=True)])
+    return torch.stack([((a > b) == labels).float().mean(0) for a, b in zip(run(), baselines, strict=True)]).numpy()
 
-  turns = itertools.cycle(zip(PASSES, (baseline, accuracy), strict=True))
-
-  def step() -> float:
-    passed, work = next(turns)
-    with torch.inference_mode():
-      return found(folder, 'hooks', passed, work().numpy())
-
-  return Contender(step, None, {
+  return Contender(in_turns(folder, 'hooks', (baseline, accuracy)), None, {
       'platform': 'cpu', 'attention': model.config._attn_implementation,
       'versions': {m.__name__: m.__version__ for m in (torch, transformers)}, 'frozen_parameters': parameters})
 

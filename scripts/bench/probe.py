@@ -12,11 +12,12 @@ the sums on the host, but not compiling. Weights are random and float32; rows ar
 
 What the peer finds is compared with what we find, so that it too multiplies in full precision. Progress goes to stderr,
 the table to stdout, and the last line of stdout is JSON with every figure. 'ratio' is our examples/s over the peer's,
-by the median seconds, 'paired' the median of the turns' ratios.
+by the median seconds, 'paired' the median of the turns' ratios, 'CPU ratio' that of the median CPU seconds, which other
+jobs on the machine disturb less.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -62,14 +63,26 @@ def rows(row: Row, config: Mapping[str, Any], batches: int) -> list[tuple[np.nda
   return list(zip(tokens, rng.integers(0, 2, (batches, row.B)), strict=True))
 
 
-def found(folder: str, name: str, passed: str, x: np.ndarray) -> float:
-  """Leaves what a pass has found, [L, P, F], for the parent; its mean."""
-  np.save(_file(folder, name, passed), x.astype(np.float32))
-  return float(x.mean())
+def in_turns(folder: str, name: str, passes: Sequence[Callable[[], np.ndarray]]) -> Callable[[], float]:
+  """A contender's step: the next of its `passes`; returns the CPU seconds it took.
+
+  What a pass has found, [L, P, F], is left in the folder for the parent.
+  """
+  turns = itertools.cycle(zip(PASSES, passes, strict=True))
+
+  def step() -> float:
+    passed, run = next(turns)
+    began = time.process_time()
+    x = run()
+    seconds = time.process_time() - began
+    np.save(_file(folder, name, passed), x.astype(np.float32))
+    return seconds
+
+  return step
 
 
 def build_ours(settings: dict[str, Any]) -> Contender:
-  """The passes of `record`, of which each step is the next one; the base's weights are left for the peer."""
+  """The passes of `record`; the base's weights are left for the peer."""
   import jax
 
   from prompt_tuning import loading, trees
@@ -103,13 +116,7 @@ def build_ours(settings: dict[str, Any]) -> Contender:
     hits = record.hits(read, data, looks, baselines)
     return predictivity.accuracy(hits.joined, hits.counts)[0]
 
-  turns = itertools.cycle(zip(PASSES, (baseline, accuracy), strict=True))
-
-  def step() -> float:
-    name, run = next(turns)
-    return found(folder, 'ours', name, run())
-
-  return Contender(step, None, {
+  return Contender(in_turns(folder, 'ours', (baseline, accuracy)), None, {
       'platform': jax.devices()[0].platform, 'versions': {'jax': jax.__version__}, 'scan': scan,
       'frozen_parameters': trees.size(loaded.frozen)})
 
@@ -128,14 +135,17 @@ def measure(row: Row, commands: Mapping[str, Sequence[str]], turns: int, batches
     for name, command in commands.items():
       _tell(f'  building {name}')
       workers[name] = stack.enter_context(Worker(name, command))
-      figures[name] = {**workers[name].ask('build', settings), **{p: {'seconds': []} for p in PASSES}}
+      figures[name] = workers[name].ask('build', settings)
+      del figures[name]['loss_first']  # none
+      figures[name] |= {passed: {'seconds': [], 'cpu_seconds': []} for passed in PASSES}
       workers[name].ask('step', 1)  # the other pass is to be warm too
     for i in range(turns):
       for name, worker in workers.items():
         time.sleep(PAUSE)
         reply = worker.ask('step', len(PASSES))
-        for passed, seconds in zip(PASSES, reply['seconds'], strict=True):
+        for passed, seconds, cpu_seconds in zip(PASSES, reply['seconds'], reply['losses'], strict=True):
           figures[name][passed]['seconds'].append(seconds)
+          figures[name][passed]['cpu_seconds'].append(cpu_seconds)
         figures[name]['peak_memory_gb'] = reply['peak_memory_gb']
       _tell(f'  turn {i + 1} of {turns}: ' + ', '.join(
           f'{name} ' + ' + '.join(f'{figure[p]["seconds"][-1]:.2f}' for p in PASSES) + ' s'
@@ -158,11 +168,11 @@ def _compare(name: str, figure: dict[str, Any], ours: Mapping[str, Any], example
     raise RuntimeError(f'The baselines of {name} are up to {difference:.2g} away from ours; expected the same model to '
                        f'differ by less than {TOLERANCE}.')
   for passed in PASSES:
-    seconds, our_seconds = figure[passed]['seconds'], ours[passed]['seconds']
-    figure[passed].update(
-        examples_per_second=examples / statistics.median(seconds),
-        ratio=statistics.median(seconds) / statistics.median(our_seconds),
-        paired=statistics.median(x / y for x, y in zip(seconds, our_seconds, strict=True)))
+    figure[passed]['examples_per_second'] = examples / statistics.median(figure[passed]['seconds'])
+    for title, key in (('ratio', 'seconds'), ('cpu_ratio', 'cpu_seconds')):
+      figure[passed][title] = statistics.median(figure[passed][key]) / statistics.median(ours[passed][key])
+    pairs = zip(figure[passed]['seconds'], ours[passed]['seconds'], strict=True)
+    figure[passed]['paired'] = statistics.median(x / y for x, y in pairs)
 
 
 def _file(folder: str, name: str, passed: str) -> str:
@@ -171,13 +181,14 @@ def _file(folder: str, name: str, passed: str) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
   """The figures of `measure` as aligned text, a line for a contender's pass."""
-  titles = ('median s', 'examples/s', 'ratio', 'paired', 'largest difference')
+  titles = ('median s', 'CPU s', 'examples/s', 'ratio', 'paired', 'CPU ratio', 'largest difference')
   lines = [f'{"pass":<9} {"contender":<10}' + ' '.join(f'{title:>10}' for title in titles)]
   for passed in PASSES:
     for name, contender in result['contenders'].items():
       x = contender[passed]
-      lines.append(f'{passed:<9} {name:<10}{statistics.median(x["seconds"]):>10.2f} {x["examples_per_second"]:>10.1f} '
-                   f'{x["ratio"]:>10.2f} {x["paired"]:>10.2f} {x["largest_difference"]:>18.2g}')
+      seconds, cpu_seconds = (statistics.median(x[key]) for key in ('seconds', 'cpu_seconds'))
+      lines.append(f'{passed:<9} {name:<10}{seconds:>10.2f} {cpu_seconds:>10.2f} {x["examples_per_second"]:>10.1f} '
+                   f'{x["ratio"]:>10.2f} {x["paired"]:>10.2f} {x["cpu_ratio"]:>10.2f} {x["largest_difference"]:>18.2g}')
   return '\n'.join(lines)
 
 

@@ -227,9 +227,9 @@ def test_an_unknown_best_metric_is_refused(tmp_path, monkeypatch):
 
 def test_a_metric_of_a_named_task_is_best():
   results = {'a': {'accuracy': 1.0, 'f1': 2.0, 'legal_label_rate': 50.0}, 'b': {'accuracy': 3.0}}
-  assert loop._choose(results, None) == 1.5
-  assert loop._choose(results, 'f1') == 2.0
-  assert loop._choose(results, 'b/accuracy') == 3.0
+  assert loop.choose(results, None) == 1.5
+  assert loop.choose(results, 'f1') == 2.0
+  assert loop.choose(results, 'b/accuracy') == 3.0
 
 
 def test_a_checkpoint_is_small(tmp_path):
