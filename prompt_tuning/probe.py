@@ -17,16 +17,8 @@ import jax
 import numpy as np
 
 from prompt_tuning import features, loading, readouts
-from prompt_tuning.analysis import (
-  intervene,
-  measure,
-  predictivity,
-  probe_report,
-  readings,
-  record,
-  selectivity,
-  transfer,
-)
+from prompt_tuning.analysis import intervene, measure, predictivity, probe_report, readings, record, selectivity
+from prompt_tuning.analysis import other_probes as others_lib
 from prompt_tuning.analysis.measure import Model, Split, Trial
 from prompt_tuning.checkpoints import atomic, tuned
 from prompt_tuning.methods import finished, initializers
@@ -58,6 +50,7 @@ def probe(
     controls: Sequence[str] = CONTROLS,
     hard_prompt: str | None = None,
     words: int = 10,
+    neurons_of: str | None = None,
     other_probes: Sequence[str] = (),
     any_task: bool = False,
     backbone: loading.Backbone = loading.Backbone(),  # noqa: B008 (frozen)
@@ -80,6 +73,8 @@ def probe(
     controls: of 'random_prompt' (on the same model) and 'random_model' (random parameters and prompt).
     hard_prompt: a written text as a further prompt without training (Table 3 of the paper); None: none.
     words: how many are listed for each skill neuron; 0: none.
+    neurons_of: folder of the probe whose skill neurons are perturbed, such as a prompt's on a model with adapters or
+      BitFit (section 5 of the paper); None: those found here.
     other_probes: folders of probes of other tasks on the same base, to compare with: rank correlation of neurons,
       this prompt under noise on their neurons, and transfer of their prompts to this task.
     any_task: probe a task that the prompt was not trained on.
@@ -104,8 +99,12 @@ def probe(
   models = [_model(loaded, programs, finished.load(path)) for path in paths]
   looks = _looks(loaded.model)
   counts = {site: look.layers for site, look in looks.items()}
+  neurons = (sum(counts.values()), loaded.config.d_ff)
   for percent in percents:  # before anything is computed
-    predictivity.top(np.zeros((sum(counts.values()), loaded.config.d_ff)), percent, layers=layers)
+    predictivity.top(np.zeros(neurons), percent, layers=layers)
+  others = others_lib.read(other_probes, neurons)
+  sources = {name: _model(loaded, programs, finished.load(other['checkpoints'][0])) for name, other in others.items()}
+  given = None if neurons_of is None else others_lib.read([neurons_of], neurons)
   tasks = predictivity.sub_tasks(len(labels))
 
   with atomic.new_folder(output_dir) as folder:
@@ -148,7 +147,8 @@ def probe(
 
     # --- Interventions on skill neurons and on as many random ones.
     baseline = trials['prompt'][0].baseline.mean((0, 2))  # [L, F]
-    masks = {percent: predictivity.top(pred, percent, per_layer=per_layer, layers=layers) for percent in percents}
+    chosen = pred if given is None else next(iter(given.values()))['pred']
+    masks = {percent: predictivity.top(chosen, percent, per_layer=per_layer, layers=layers) for percent in percents}
 
     def accuracy(mask, seed):
       value = first.under(splits['test'], counts, mask, intervention, noise_alpha, seed, baseline)
@@ -159,16 +159,15 @@ def probe(
     numbers['curves'] = {name: x.tolist() for name, x in curves.items()}
 
     # --- Words.
-    neurons = [(address.layer, address.neuron) for address in best]
-    word_lists = _words(loaded, first, splits['train'], counts, neurons, words) if words else {}
+    named = [(address.layer, address.neuron) for address in best]
+    word_lists = _words(loaded, first, splits['train'], counts, named, words) if words else {}
 
     # --- Other tasks.
     activated = measure.activated(first, _empty(loaded, datasets['train']), looks)
-    others = [_other(path, pred.shape[1:]) for path in other_probes]
     compared = {}
     if others:
-      zero_shot = lambda path: _model(loaded, programs, finished.load(path)).accuracy(splits['test'])
-      compared = _compare(others, pred, activated, accuracy, zero_shot, task)
+      zero_shot = {name: source.accuracy(splits['test']) for name, source in sources.items()}
+      compared = others_lib.compare(others, task, pred, activated, accuracy, zero_shot)
       numbers['other_tasks'] = compared
 
     # --- The folder.
@@ -318,45 +317,3 @@ def _empty(loaded: loading.Loaded, dataset: data.Dataset):
       loaded.config.vocab_size, layout)
   batch = convert([{}], dataset.batch_size)
   return batch
-
-
-def _other(path: str, shape: tuple[int, ...]) -> dict[str, Any]:
-  """What another probe has left.
-
-  Raises:
-    FileNotFoundError, ValueError: no probe, or one of another model.
-  """
-  folder = pathlib.Path(path)
-  if not (folder / 'results.npz').is_file() or not (folder / 'metrics.json').is_file():
-    raise FileNotFoundError(f'OTHER_PROBES: {path} has no results.npz and metrics.json; expected the PROBE_OUTPUT_DIR '
-                            'of a probe that is done.')
-  numbers = json.loads((folder / 'metrics.json').read_text())
-  with np.load(folder / 'results.npz', allow_pickle=False) as file:
-    found = {'pred': file['pred'], 'activated': file['activated'], **numbers}
-  if found['pred'].shape[1:] != shape:
-    raise ValueError(f'OTHER_PROBES: {path} has neurons {list(found["pred"].shape[1:])}, this model has {list(shape)} '
-                     '(layers x neurons); probe the same base.')
-  return found
-
-
-def _compare(others, pred, activated, accuracy, zero_shot, task: str) -> dict[str, Any]:
-  """This task against others: rank correlations, noise on their neurons, and their prompts on this task."""
-  names = [task, *(other['task'] for other in others)]
-  overall, by_layer = predictivity.cross_task([pred.max(0), *(other['pred'].max(0) for other in others)])
-  mine = predictivity.top(pred, 20)
-  found = {'tasks': names, 'spearman': overall.tolist(), 'spearman_by_layer': by_layer.tolist(), 'noise_on': {},
-           'transfer': {}}
-  for other in others:
-    mask = predictivity.top(other['pred'], 10)
-    found['noise_on'][other['task']] = accuracy(mask, 0)
-    found['transfer'][other['task']] = {
-        'zero_shot_accuracy': zero_shot(other['checkpoints'][0]),
-        'overlap': transfer.overlap(other['activated'], activated),
-        'overlap_of_top_20_percent': transfer.overlap(other['activated'], activated, mine)}
-  found['noise_on'][task] = accuracy(predictivity.top(pred, 10), 0)
-  rows = list(found['transfer'].values())
-  if len(rows) > 1:
-    column = lambda name: np.array([row[name] for row in rows])
-    for name in ('overlap', 'overlap_of_top_20_percent'):
-      found[f'spearman_{name}'] = float(predictivity.spearman(column(name), column('zero_shot_accuracy')))
-  return found

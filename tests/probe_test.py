@@ -128,14 +128,16 @@ def test_its_numbers_are_those_of_its_parts(two_trials):
 def test_other_tasks_are_compared(two_trials, tmp_path):
   folder, first = two_trials
   numbers = run(tmp_path / 'out', first['checkpoints'][1], other_probes=(str(folder),), controls=(), words=0,
-                percents=(), any_task=True)
+                percents=(50,), noise_seeds=1, neurons_of=str(folder), any_task=True)
   others = numbers['other_tasks']
+  assert len(numbers['curves']['skill']) == 1  # on the neurons of the first
   assert others['tasks'] == ['sst2_sample', 'sst2_sample']
+  assert set(others['noise_on']) == {'sst2_sample', 'its own'}
   assert others['transfer']['sst2_sample']['zero_shot_accuracy'] == first['prompt_accuracy'][0]
   assert 0 <= others['transfer']['sst2_sample']['overlap'] <= 1
   assert np.shape(others['spearman_by_layer']) == (2, 2, 2)
   assert (tmp_path / 'out/tasks.png').stat().st_size > 1000
-  with pytest.raises(FileNotFoundError, match='OTHER_PROBES: .* has no results.npz'):
+  with pytest.raises(FileNotFoundError, match='has no results.npz.*OTHER_PROBES'):
     run(tmp_path / 'more', first['checkpoints'][1], other_probes=(str(tmp_path),), controls=(), percents=())
   assert not (tmp_path / 'more').exists()
 

@@ -31,7 +31,7 @@ def lines(numbers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                'value': value}
   others = numbers.get('other_tasks', {})
   for task, value in others.get('noise_on', {}).items():
-    yield {'name': 'accuracy_under_intervention', 'neurons': task, 'percent': 10, 'seed': 0, 'value': value}
+    yield {'name': 'accuracy_under_intervention', 'neurons': task, 'percent': None, 'seed': 0, 'value': value}
   for task, values in others.get('transfer', {}).items():
     for name, value in values.items():
       yield {'name': name, 'of': task, 'value': value}
