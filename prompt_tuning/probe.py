@@ -49,6 +49,7 @@ def probe(
     noise_seeds: int = 5,
     controls: Sequence[str] = CONTROLS,
     hard_prompt: str | None = None,
+    pooled: bool = False,
     words: int = 10,
     neurons_of: str | None = None,
     other_probes: Sequence[str] = (),
@@ -72,6 +73,7 @@ def probe(
     noise_seeds: draws of the noise and of the random neurons it is compared with.
     controls: of 'random_prompt' (on the same model) and 'random_model' (random parameters and prompt).
     hard_prompt: a written text as a further prompt without training (Table 3 of the paper); None: none.
+    pooled: compare with finders that know no prompt: the mean and the maximum over the text's tokens (Figure 3).
     words: how many are listed for each skill neuron; 0: none.
     neurons_of: folder of the probe whose skill neurons are perturbed, such as a prompt's on a model with adapters or
       BitFit (section 5 of the paper); None: those found here.
@@ -97,7 +99,7 @@ def probe(
   labels = loaded.model.readout.labels
   programs = measure.Programs(loaded.model, loaded.partitioner)
   models = [_model(loaded, programs, finished.load(path)) for path in paths]
-  looks = _looks(loaded.model)
+  looks, wide = _looks(loaded.model), _looks(loaded.model, pooled=True) if pooled else None
   counts = {site: look.layers for site, look in looks.items()}
   neurons = (sum(counts.values()), loaded.config.d_ff)
   for percent in percents:  # before anything is computed
@@ -111,7 +113,7 @@ def probe(
     # --- Data, in memory.
     splits = _splits(datasets, loaded, dev_share, random_seed)
     touched = 2 * noise_seeds * sum(percent > 0 for percent in percents) + (0 in percents)
-    steps = len(paths) + len(controls) + (hard_prompt is not None) + 1 + touched + 1 + len(other_probes)
+    steps = (1 + pooled) * len(paths) + len(controls) + (hard_prompt is not None) + 1 + touched + 1 + len(other_probes)
     progress, done = Progress(steps), 0
 
     def tick(what: str) -> None:
@@ -125,6 +127,11 @@ def probe(
     for i, model in enumerate(models):
       trials['prompt'].append(measure.trial(model, splits, looks, tasks))
       tick(f'trial {i}: test predictivity of the best neuron {trials["prompt"][-1].test_of_best}')
+    for model in models if pooled else ():
+      both = measure.trial(model, splits, wide, tasks)  # the pooled ones are the last places
+      for name, place in (('mean_of_text', -2), ('max_of_text', -1)):
+        trials.setdefault(name, []).append(both.at(place))
+      tick(f'pooled over the text: {[trials[name][-1].test_of_best for name in ("mean_of_text", "max_of_text")]}')
     for name, model in _controls(loaded, programs, controls, hard_prompt, random_seed).items():
       trials[name] = [measure.trial(model, splits, looks, tasks)]
       tick(f'{name}: test predictivity of the best neuron {trials[name][-1].test_of_best}')
@@ -220,12 +227,14 @@ def _model(loaded: loading.Loaded, programs: measure.Programs, method: Method) -
   return Model(programs, other.new_trainable(0), loaded.frozen)
 
 
-def _looks(model) -> readings.Looks:
+def _looks(model, pooled: bool = False) -> readings.Looks:
   config = model.backbone.config
   placed = model.place(np.zeros(0, np.int32), config.vocab_size)
   length = int(((placed >= config.vocab_size) | (placed == config.mask_id)).sum())
   if length and not config.decoder_only:
-    return readings.at_prompt(config, length)
+    return readings.at_prompt(config, length, pooled)
+  if pooled:
+    raise ValueError('POOLED = True compares with a prompt in an encoder, and there is none; set it to False.')
   if config.decoder_layers:
     return readings.at_start(config)
   first = lambda batch: np.zeros((len(batch['encoder_input_tokens']), 1))

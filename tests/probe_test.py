@@ -42,7 +42,7 @@ def two_trials(tmp_path_factory):
   """(folder, what was returned) of a probe of two prompts."""
   root = tmp_path_factory.mktemp('probes')
   paths = [saved(root / f'{seed}.safetensors', seed) for seed in (1, 2)]
-  return root / 'out', run(root / 'out', paths)
+  return root / 'out', run(root / 'out', paths, pooled=True)
 
 
 def test_what_it_leaves(two_trials):
@@ -57,12 +57,14 @@ def test_what_it_leaves(two_trials):
   lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
   assert sum(line['name'] == 'accuracy_under_intervention' for line in lines) == 2 * 2 * 2
   assert {line['of'] for line in lines if line['name'] == 'test_predictivity'} == {
-      'prompt', 'random_prompt', 'random_model'}
+      'prompt', 'random_prompt', 'random_model', 'mean_of_text', 'max_of_text'}
   assert numbers['rows'] == {'train': 48, 'dev': 12, 'test': 40}
   with np.load(folder / 'results.npz', allow_pickle=False) as results:
     assert results['pred'].shape == (1, 2, 128)
     assert results['prompt_1_baseline'].shape == (1, 2, 3, 128)
     assert results['activated'].shape == (2, 128)
+    assert results['max_of_text_1_dev'].shape == (1, 2, 1, 128)
+    assert (results['max_of_text_0_baseline'] > results['mean_of_text_0_baseline']).mean() > 0.9
 
 
 def test_the_random_model_is_another_and_trials_differ(two_trials):

@@ -107,6 +107,10 @@ class Trial:
     """On dev data, the finder: [K, L, P, F]."""
     return predictivity.predictivity(self.dev)
 
+  def at(self, place: int) -> 'Trial':
+    """The same of one place alone."""
+    return Trial(*(x[:, :, [place]] for x in (self.baseline, self.dev, self.test)))
+
   @property
   def best(self) -> list[Address]:
     """The best neuron and place of each sub-task."""
