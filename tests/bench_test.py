@@ -23,7 +23,7 @@ def train_step(monkeypatch):
   monkeypatch.syspath_prepend(BENCH)
   import train_step
   yield train_step
-  for name in ('train_step', 'decode', 'probe'):
+  for name in ('train_step', 'decode', 'probe', 'workers'):
     sys.modules.pop(name, None)
 
 
@@ -86,11 +86,11 @@ def test_a_worker_that_cannot_start_or_ends_is_named(train_step):
 
 
 def test_prints_of_a_worker_do_not_reach_its_replies(train_step):
-  code = (f'import sys; sys.path.insert(0, {str(BENCH)!r}); import train_step\n'
+  code = (f'import sys; sys.path.insert(0, {str(BENCH)!r}); import workers\n'
           'def build(settings):\n'
           '  print("noise")\n'
-          '  return train_step.Contender(lambda: 2.5, None, {"given": settings})\n'
-          'train_step.serve(build)')
+          '  return workers.Contender(lambda: 2.5, None, {"given": settings})\n'
+          'workers.serve(build)')
   with train_step.Worker('fake', [sys.executable, '-c', code]) as worker:
     built = worker.ask('build', {'a': 1})
     assert built['given'] == {'a': 1}

@@ -1,6 +1,6 @@
 """Measures decoding, in tokens per second, alone or beside Hugging Face `generate`.
 
-As in `train_step.py`, whose workers these are, each contender has a process of its own, started anew for each row, with
+As in `train_step.py`, each contender has a process of its own, started anew for each row, with
 the same sizes, sources and allocator settings, and they take turns, one whole batch each. A row is a model, greedy
 search or a beam, and lengths: B sources of S tokens and a start token, and T new tokens, as no sequence may end before.
 Weights are random and float32. A turn includes reading the source, but not compiling.
@@ -26,7 +26,7 @@ import time
 from typing import Any
 
 import numpy as np
-from train_step import ALLOCATOR, PAUSE, Contender, Worker, _names, _tell, _timed, cpu, serve
+from workers import ALLOCATOR, PAUSE, Contender, Worker, cpu, names, serve, tell, timed
 
 # Only the standard library and numpy up here: the peer's interpreter, which may have no JAX, imports it too.
 
@@ -78,8 +78,8 @@ def build_ours(settings: dict[str, Any]) -> Contender:
            'decoder_input_tokens': np.full((row.B, 1), config.eos_id, np.int32)}
   trainable = loaded.new_trainable(0)
   generate = jax.jit(lambda frozen, batch: model.generate(trainable, frozen, batch, row.T, decoder).tokens)
-  lower_seconds, lowered = _timed(lambda: generate.lower(loaded.frozen, batch))
-  compile_seconds, compiled = _timed(lowered.compile)
+  lower_seconds, lowered = timed(lambda: generate.lower(loaded.frozen, batch))
+  compile_seconds, compiled = timed(lowered.compile)
   return Contender(lambda: np.asarray(compiled(loaded.frozen, batch)).size, None, {
       'platform': jax.devices()[0].platform, 'versions': {'jax': jax.__version__},
       'frozen_parameters': trees.size(loaded.frozen), 'lower_seconds': lower_seconds,
@@ -97,7 +97,7 @@ def measure(row: Row, commands: dict[str, Sequence[str]], turns: int) -> dict[st
   with contextlib.ExitStack() as stack:
     workers, figures = {}, {}
     for name, command in commands.items():
-      _tell(f'  building {name}')
+      tell(f'  building {name}')
       workers[name] = stack.enter_context(Worker(name, command))
       figures[name] = {**workers[name].ask('build', settings), 'seconds': []}
     for i in range(turns):
@@ -106,7 +106,7 @@ def measure(row: Row, commands: dict[str, Sequence[str]], turns: int) -> dict[st
         reply = worker.ask('step', 1)
         figures[name]['seconds'] += reply['seconds']
         figures[name].update(tokens=reply['losses'][0], peak_memory_gb=reply['peak_memory_gb'])
-      _tell(f'  turn {i + 1} of {turns}: ' + ', '.join(
+      tell(f'  turn {i + 1} of {turns}: ' + ', '.join(
           f'{name} {figure["seconds"][-1]:.2f} s' for name, figure in figures.items()))
   ours = figures['ours']
   for name, figure in figures.items():
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
       epilog='rows:\n' + '\n'.join(f'  {name:<9} {row}' for name, row in ROWS.items()))
-  parser.add_argument('--rows', type=_names(list(ROWS)), default=list(DEFAULT_ROWS), metavar='ROW,...',
+  parser.add_argument('--rows', type=names(list(ROWS)), default=list(DEFAULT_ROWS), metavar='ROW,...',
                       help=f'which rows to measure, see below (default: {",".join(DEFAULT_ROWS)})')
   parser.add_argument('--turns', type=int, default=5, metavar='N',
                       help='timed turns of each contender, after one to warm up (default: %(default)s)')
@@ -156,14 +156,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   if arguments.peer:
     commands['hugging face'] = [arguments.peer, str(here.with_name('hf_decode.py'))]
   if (load := os.getloadavg()[0]) > 0.5:
-    _tell(f'WARNING: the load average is {load:.1f}; times are too long. Run this again on a quiet machine.')
+    tell(f'WARNING: the load average is {load:.1f}; times are too long. Run this again on a quiet machine.')
   rows = {}
   for name in arguments.rows:
-    _tell(f'{name}: {ROWS[name]}')
+    tell(f'{name}: {ROWS[name]}')
     try:
       rows[name] = measure(ROWS[name], commands, arguments.turns)
     except RuntimeError as error:
-      _tell(f'ERROR: {error}')
+      tell(f'ERROR: {error}')
       return 1
   print(table(rows))
   print(json.dumps({'benchmark': 'decode', 'cpu': cpu(), 'load_average_before': load, 'allocator': ALLOCATOR,

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from decode import Row, sources
-from train_step import Contender, serve
+from workers import Contender, serve
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing is to be downloaded
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # read when torch is imported
@@ -25,7 +25,7 @@ except ImportError as error:
 
 
 def build(settings: dict[str, Any]) -> Contender:
-  """The step; see `train_step.serve` for what `settings` hold."""
+  """The step; see `workers.serve` for what `settings` hold."""
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   row, config = Row(**settings['row']), settings['config']

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from probe import PROMPT, WEIGHTS, Row, in_turns, rows
-from train_step import Contender, serve
+from workers import Contender, serve
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing is to be downloaded
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # read when torch is imported

@@ -14,7 +14,8 @@ import os
 import sys
 from typing import Any
 
-from train_step import LEARNING_RATE, Contender, Row, serve, tokens
+from train_step import LEARNING_RATE, Row, tokens
+from workers import Contender, serve
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing is to be downloaded
 try:
@@ -48,7 +49,7 @@ def model(config: dict[str, Any], length: int, dropout: float, dtype: torch.dtyp
 
 
 def build(settings: dict[str, Any], dtype: torch.dtype) -> Contender:
-  """The step in `dtype`; see `train_step.serve` for what `settings` hold."""
+  """The step in `dtype`; see `workers.serve` for what `settings` hold."""
   torch.manual_seed(0)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('medium')

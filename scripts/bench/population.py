@@ -9,16 +9,14 @@ goes to stderr, the table to stdout, its last line is JSON with every figure.
   python scripts/bench/population.py --rows=small4
 """
 
-import argparse
 from collections.abc import Sequence
 import dataclasses
-import json
 import sys
 from typing import Any
 
 import jax
 import numpy as np
-from train_step import _names, _tell, _timed, cpu
+from workers import compare_in_turns, timed
 
 from prompt_tuning import loading
 from prompt_tuning.methods.prompt import Prompt
@@ -92,35 +90,23 @@ def build(row: Row):
 def measure(row: Row, turns: int) -> dict[str, Any]:
   """The row, the seconds of each turn of both sides, the least of each, and their ratio."""
   runs = build(row)
-  compiled = [_timed(run)[0] for run in runs]
+  compiled = [timed(run)[0] for run in runs]
   for run in runs:
     run()  # to warm up
-  seconds = [[_timed(run)[0] for run in runs] for _ in range(turns)]
+  seconds = [[timed(run)[0] for run in runs] for _ in range(turns)]
   together, in_turn = np.min(seconds, axis=0)
-  return {**dataclasses.asdict(row), 'first_seconds': compiled, 'seconds': seconds, 'together': together,
+  return {'first_seconds': compiled, 'seconds': seconds, 'together': together,
           'in_turn': in_turn, 'gain': in_turn / together}
 
 
+def line(name: str, x: dict[str, Any]) -> str:
+  """A row of the table."""
+  return f'{name:<8} {x["N"]:>7} {1e3 * x["together"]:>12.2f} {1e3 * x["in_turn"]:>11.2f} {x["gain"]:>6.2f}'
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-      epilog='rows:\n' + '\n'.join(f'  {name:<8} {row}' for name, row in ROWS.items()))
-  parser.add_argument('--rows', type=_names(list(ROWS)), default=list(DEFAULT_ROWS), metavar='ROW,...',
-                      help=f'which rows to measure, see below (default: {",".join(DEFAULT_ROWS)})')
-  parser.add_argument('--turns', type=int, default=7, metavar='N',
-                      help='timed turns of each side, after two to compile and warm up (default: %(default)s)')
-  arguments = parser.parse_args(argv)
-  if arguments.turns < 1:
-    parser.error(f'--turns={arguments.turns}: at least one turn is needed')
-  rows = {}
-  for name in arguments.rows:
-    _tell(f'{name}: {ROWS[name]}')
-    rows[name] = measure(ROWS[name], arguments.turns)
-  print(f'{"row":<8} {"members":>7} {"together ms":>12} {"in turn ms":>11} {"gain":>6}')
-  for name, x in rows.items():
-    print(f'{name:<8} {x["N"]:>7} {1e3 * x["together"]:>12.2f} {1e3 * x["in_turn"]:>11.2f} {x["gain"]:>6.2f}')
-  print(json.dumps({'benchmark': 'population', 'cpu': cpu(), 'turns': arguments.turns, 'rows': rows}))
-  return 0
+  header = f'{"row":<8} {"members":>7} {"together ms":>12} {"in turn ms":>11} {"gain":>6}'
+  return compare_in_turns('population', __doc__, ROWS, DEFAULT_ROWS, measure, header, line, argv)
 
 
 if __name__ == '__main__':

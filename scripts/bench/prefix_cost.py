@@ -10,16 +10,14 @@ compile are not in it. Progress goes to stderr, the table to stdout, its last li
   python scripts/bench/prefix_cost.py --rows=gradient_t5
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
-import json
 import sys
 from typing import Any
 
 import jax
 import numpy as np
-from train_step import _names, _tell, _timed, cpu
+from workers import compare_in_turns, timed
 
 from prompt_tuning import decoding, loading
 from prompt_tuning.methods.prefix import Prefix
@@ -120,33 +118,21 @@ def measure(row: Row, turns: int) -> dict[str, Any]:
   runs = (gradient if row.what == 'gradient' else steps)(row)
   for run in runs:
     run()  # to warm up
-  seconds = [[_timed(run)[0] for run in runs] for _ in range(turns)]
+  seconds = [[timed(run)[0] for run in runs] for _ in range(turns)]
   least = np.min(seconds, axis=0)
   with_, without = least if row.what == 'gradient' else (least[::2] - least[1::2]) / (row.T - 1)
-  return {**dataclasses.asdict(row), 'limit': row.limit, 'seconds': seconds, 'with': with_, 'without': without,
+  return {'limit': row.limit, 'seconds': seconds, 'with': with_, 'without': without,
           'ratio': with_ / without}
 
 
+def line(name: str, x: dict[str, Any]) -> str:
+  """A row of the table."""
+  return f'{name:<14} {1e3 * x["with"]:>9.2f} {1e3 * x["without"]:>11.2f} {x["ratio"]:>6.2f} {x["limit"]:>6.2f}'
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-      epilog='rows:\n' + '\n'.join(f'  {name:<14} {row}' for name, row in ROWS.items()))
-  parser.add_argument('--rows', type=_names(list(ROWS)), default=list(DEFAULT_ROWS), metavar='ROW,...',
-                      help=f'which rows to measure, see below (default: {",".join(DEFAULT_ROWS)})')
-  parser.add_argument('--turns', type=int, default=7, metavar='N',
-                      help='timed turns of each side, after one to warm up (default: %(default)s)')
-  arguments = parser.parse_args(argv)
-  if arguments.turns < 1:
-    parser.error(f'--turns={arguments.turns}: at least one turn is needed')
-  rows = {}
-  for name in arguments.rows:
-    _tell(f'{name}: {ROWS[name]}')
-    rows[name] = measure(ROWS[name], arguments.turns)
-  print(f'{"row":<14} {"with ms":>9} {"without ms":>11} {"ratio":>6} {"limit":>6}')
-  for name, x in rows.items():
-    print(f'{name:<14} {1e3 * x["with"]:>9.2f} {1e3 * x["without"]:>11.2f} {x["ratio"]:>6.2f} {x["limit"]:>6.2f}')
-  print(json.dumps({'benchmark': 'prefix_cost', 'cpu': cpu(), 'turns': arguments.turns, 'rows': rows}))
-  return 0
+  header = f'{"row":<14} {"with ms":>9} {"without ms":>11} {"ratio":>6} {"limit":>6}'
+  return compare_in_turns('prefix_cost', __doc__, ROWS, DEFAULT_ROWS, measure, header, line, argv)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ The baseline pass makes the mean activation of each neuron at each of P prompt p
 ones), the accuracy pass how often "above that mean" is the label (Wang et al. 2022, section 3): `analysis/record.py`.
 The peer stores [B, P, F] of each layer and batch and reduces it at the end, as the paper's code does; see
 `hook_probe.py`. Each contender has a process of its own, with the same weights, rows and allocator settings, as in
-`train_step.py`, whose workers these are, and they take turns, both passes each. A turn includes placing the batches and
+`train_step.py`, and they take turns, both passes each. A turn includes placing the batches and
 the sums on the host, but not compiling. Weights are random and float32; rows are B of P + S tokens, without padding.
 
   python scripts/bench/probe.py
@@ -31,7 +31,7 @@ import time
 from typing import Any
 
 import numpy as np
-from train_step import ALLOCATOR, PAUSE, Contender, Worker, _tell, cpu, serve
+from workers import ALLOCATOR, PAUSE, Contender, Worker, cpu, serve, tell
 
 # Only the standard library and numpy up here: the peer's interpreter, which may have no JAX, imports it too.
 
@@ -133,7 +133,7 @@ def measure(row: Row, commands: Mapping[str, Sequence[str]], turns: int, batches
                 'batches': batches, 'folder': folder, 'share': len(commands) > 1}
     workers, figures = {}, {}
     for name, command in commands.items():
-      _tell(f'  building {name}')
+      tell(f'  building {name}')
       workers[name] = stack.enter_context(Worker(name, command))
       figures[name] = workers[name].ask('build', settings)
       del figures[name]['loss_first']  # none
@@ -147,7 +147,7 @@ def measure(row: Row, commands: Mapping[str, Sequence[str]], turns: int, batches
           figures[name][passed]['seconds'].append(seconds)
           figures[name][passed]['cpu_seconds'].append(cpu_seconds)
         figures[name]['peak_memory_gb'] = reply['peak_memory_gb']
-      _tell(f'  turn {i + 1} of {turns}: ' + ', '.join(
+      tell(f'  turn {i + 1} of {turns}: ' + ', '.join(
           f'{name} ' + ' + '.join(f'{figure[p]["seconds"][-1]:.2f}' for p in PASSES) + ' s'
           for name, figure in figures.items()))
     for name, passed in itertools.product(figures, PASSES):
@@ -214,11 +214,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   if arguments.peer:
     commands['hooks'] = [arguments.peer, str(here.with_name('hook_probe.py'))]
   if (load := os.getloadavg()[0]) > 0.5:
-    _tell(f'WARNING: the load average is {load:.1f}; times are too long. Run this again on a quiet machine.')
+    tell(f'WARNING: the load average is {load:.1f}; times are too long. Run this again on a quiet machine.')
   try:
     result = measure(TINY if arguments.quick else BASE, commands, arguments.turns, arguments.batches)
   except RuntimeError as error:
-    _tell(f'ERROR: {error}')
+    tell(f'ERROR: {error}')
     return 1
   print(table(result))
   print(json.dumps({'benchmark': 'probe', 'cpu': cpu(), 'load_average_before': load, 'allocator': ALLOCATOR,

@@ -8,16 +8,14 @@ every figure.
   python scripts/bench/pruned.py --rows=base
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
-import json
 import sys
 from typing import Any
 
 import jax
 import numpy as np
-from train_step import _names, _tell, _timed, cpu
+from workers import compare_in_turns, timed
 
 from prompt_tuning import loading, trees
 from prompt_tuning.analysis import prune
@@ -69,34 +67,22 @@ def measure(row: Row, turns: int) -> dict[str, Any]:
   seconds = {name: [] for name in found}
   for _ in range(turns):
     for name, (run, _) in found.items():
-      seconds[name].append(_timed(run)[0])
+      seconds[name].append(timed(run)[0])
   (_, whole), (_, pruned) = found.values()
-  return {**dataclasses.asdict(row), 'parameters': {'whole': whole, 'pruned': pruned}, 'share': pruned / whole,
+  return {'parameters': {'whole': whole, 'pruned': pruned}, 'share': pruned / whole,
           'seconds': seconds, 'speed_up': min(seconds['whole']) / min(seconds['pruned'])}
 
 
+def line(name: str, x: dict[str, Any]) -> str:
+  """A row of the table."""
+  whole, pruned = (1e3 * min(x['seconds'][side]) for side in ('whole', 'pruned'))
+  return (f'{name:<6} {x["parameters"]["whole"]:>12} {x["parameters"]["pruned"]:>12} {x["share"]:>6.1%} {whole:>9.1f} '
+      f'{pruned:>9.1f} {x["speed_up"]:>9.2f}')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-      epilog='rows:\n' + '\n'.join(f'  {name:<6} {row}' for name, row in ROWS.items()))
-  parser.add_argument('--rows', type=_names(list(ROWS)), default=['base'], metavar='ROW,...',
-                      help='which rows to measure, see below (default: base)')
-  parser.add_argument('--turns', type=int, default=7, metavar='N',
-                      help='timed turns of each side, after one to warm up (default: %(default)s)')
-  arguments = parser.parse_args(argv)
-  if arguments.turns < 1:
-    parser.error(f'--turns={arguments.turns}: at least one turn is needed')
-  rows = {}
-  for name in arguments.rows:
-    _tell(f'{name}: {ROWS[name]}')
-    rows[name] = measure(ROWS[name], arguments.turns)
-  print(f'{"row":<6} {"parameters":>12} {"pruned":>12} {"share":>6} {"whole ms":>9} {"pruned ms":>9} {"speed-up":>9}')
-  for name, x in rows.items():
-    whole, pruned = (1e3 * min(x['seconds'][side]) for side in ('whole', 'pruned'))
-    print(f'{name:<6} {x["parameters"]["whole"]:>12} {x["parameters"]["pruned"]:>12} {x["share"]:>6.1%} {whole:>9.1f} '
-          f'{pruned:>9.1f} {x["speed_up"]:>9.2f}')
-  print(json.dumps({'benchmark': 'pruned', 'cpu': cpu(), 'turns': arguments.turns, 'rows': rows}))
-  return 0
+  header = f'{"row":<6} {"parameters":>12} {"pruned":>12} {"share":>6} {"whole ms":>9} {"pruned ms":>9} {"speed-up":>9}'
+  return compare_in_turns('pruned', __doc__, ROWS, ('base',), measure, header, line, argv)
 
 
 if __name__ == '__main__':

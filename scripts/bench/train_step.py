@@ -19,7 +19,7 @@ median of the ratios of each turn.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
@@ -27,22 +27,18 @@ import math
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from workers import ALLOCATOR, GEMM, PAUSE, Contender, Worker, cpu, names, serve, tell, timed
 
-# Only the standard library and numpy up here: the peer's interpreter, which may have no JAX, imports it too.
+# Only the standard library, numpy and `workers` up here: the peer's interpreter, which may have no JAX, imports it too.
 
-ALLOCATOR = {  # keep freed memory: without it both contenders spend much of a step in page faults
-    'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '68719476736', 'MALLOC_TOP_PAD_': '268435456'}
-GEMM = (2848, 768, 2048)  # [m, k] x [k, n]: an encoder MLP product of the row `base100`
 GEMM_SECONDS = 2.0  # how long that product is repeated
 LEARNING_RATE = 0.01
 PEER_DTYPES = ('float32', 'bfloat16')
-PAUSE = 0.1  # seconds between two contenders' turns, for the threads of the one before to fall asleep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,76 +91,6 @@ def analytic_flops(config, row: Row) -> int:
 # --- A contender, in its worker process.
 
 
-class Contender(NamedTuple):
-  """One way to do the step.
-
-  Attributes:
-    step: does one, waits for it and returns its loss.
-    gemm: (m, k, n) -> a function that does that matrix product once and waits for it.
-    figures: what is known once it is built.
-  """
-
-  step: Callable[[], float]
-  gemm: Callable[[int, int, int], Callable[[], object]]
-  figures: dict[str, Any]
-
-
-def serve(build: Callable[[dict[str, Any]], Contender]) -> None:
-  """Answers requests, a line of JSON {name: value} on stdin each, with a line of JSON on stdout, until EOF.
-
-  {"build": settings} -> the contender's figures, after one step to warm up;
-  {"step": n} -> {"seconds": [...], "losses": [...], "peak_memory_gb": x};
-  {"gemm": s} -> FLOP/s of each product done within s seconds, at least one.
-  """
-  replies = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # whatever a library prints must not end up among the replies
-  contender = None
-  for line in sys.stdin:
-    [(request, value)] = json.loads(line).items()
-    if request == 'build':
-      began = time.perf_counter()
-      contender = build(value)
-      loss = contender.step()
-      reply = {**contender.figures, 'build_seconds': time.perf_counter() - began, 'loss_first': loss}
-    elif request == 'step':
-      seconds, losses = zip(*(_timed(contender.step) for _ in range(value)), strict=True)
-      reply = {'seconds': seconds, 'losses': losses, 'peak_memory_gb': peak_memory() / 1e9}
-    elif request == 'gemm':
-      product = contender.gemm(*GEMM)
-      product()
-      reply, until = [], time.perf_counter() + value
-      while not reply or time.perf_counter() < until:
-        reply.append(2 * math.prod(GEMM) / _timed(product)[0])
-    else:
-      raise ValueError(f'Unknown request {request!r}; expected build, step or gemm.')
-    print(json.dumps(reply), file=replies, flush=True)
-
-
-def _timed(function):
-  """(seconds, result)."""
-  began = time.perf_counter()
-  result = function()
-  return time.perf_counter() - began, result
-
-
-def cpu() -> dict[str, Any]:
-  """What of the processor decides the times; bfloat16 without its instructions is a hundred times slower."""
-  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  known = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in lines)}
-  flags = known.get('flags', known.get('Features', '')).split()
-  return {
-      'name': known.get('model name', 'unknown'), 'cores': len(os.sched_getaffinity(0)),
-      'bfloat16': [flag for flag in flags if 'bf16' in flag]}
-
-
-def peak_memory() -> int:
-  """Bytes: the most this process has had in memory at once (VmHWM of Linux)."""
-  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
-    if line.startswith('VmHWM:'):
-      return int(line.split()[1]) * 1024
-  raise OSError('/proc/self/status has no line VmHWM; the benchmark needs Linux to measure peak memory.')
-
-
 def build_ours(settings: dict[str, Any]) -> Contender:
   """This package's step, compiled. The time to trace and lower is Python's, the time to compile XLA's."""
   import jax
@@ -199,8 +125,8 @@ def build_ours(settings: dict[str, Any]) -> Contender:
     train_step = step_lib.make_train_step(model, optimizer, loss, dropout_seed=0 if dropout else None)
     return train_step.lower(state, loaded.frozen, batch)
 
-  lower_seconds, lowered = _timed(lambda: lower(scan))
-  compile_seconds, compiled = _timed(lowered.compile)
+  lower_seconds, lowered = timed(lambda: lower(scan))
+  compile_seconds, compiled = timed(lowered.compile)
   counted = lower(scan=False) if scan else lowered  # XLA counts the body of a loop once
 
   def step() -> float:
@@ -226,40 +152,6 @@ def build_ours(settings: dict[str, Any]) -> Contender:
 # --- The parent: starts the workers, gives them their turns, reports.
 
 
-class Worker:
-  """A contender's process; a context manager that ends it."""
-
-  def __init__(self, name: str, command: Sequence[str]):
-    self.name = name
-    try:
-      self._process = subprocess.Popen(
-          command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ALLOCATOR})
-    except OSError as error:
-      raise RuntimeError(f'Cannot start the worker {name!r} with {command[0]!r}: {error.strerror}. '
-                         '--peer_python must be a Python interpreter.') from error
-
-  def ask(self, request: str, value):
-    """Sends one request and waits for its reply.
-
-    Raises:
-      RuntimeError: the worker ended instead.
-    """
-    with contextlib.suppress(BrokenPipeError):
-      print(json.dumps({request: value}), file=self._process.stdin, flush=True)
-    if not (line := self._process.stdout.readline()):
-      raise RuntimeError(
-          f'The worker {self.name!r} ended with exit code {self._process.wait()} when asked to {request}; '
-          'its own messages above say why (none and exit code -9: memory ran out).')
-    return json.loads(line)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self._process.kill()
-    self._process.communicate()
-
-
 Figures = dict[str, dict[str, Any]]  # contender -> figure -> value
 
 
@@ -281,7 +173,7 @@ def measure(
   with contextlib.ExitStack() as stack:
     workers, figures = {}, {}
     for name, command in commands.items():
-      _tell(f'  building {name}')
+      tell(f'  building {name}')
       workers[name] = stack.enter_context(Worker(name, command))
       figures[name] = workers[name].ask('build', settings)
     turns = {name: [] for name in workers}
@@ -289,7 +181,7 @@ def measure(
       for name, worker in workers.items():
         time.sleep(PAUSE)
         turns[name].append(worker.ask('step', 1))
-      _tell(f'  step {i + 1} of {steps}: ' + ', '.join(f'{name} {turn[-1]["seconds"][0]:.3f} s'
+      tell(f'  step {i + 1} of {steps}: ' + ', '.join(f'{name} {turn[-1]["seconds"][0]:.3f} s'
                                                        for name, turn in turns.items()))
     gemms = {name: worker.ask('gemm', GEMM_SECONDS) for name, worker in workers.items()}
   flops = analytic_flops(config, row)
@@ -346,27 +238,12 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
   return '\n'.join('  '.join(justify(i, cell) for i, cell in enumerate(line)).rstrip() for line in lines)
 
 
-def _tell(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
-
-
-def _names(choices: Sequence[str]) -> Callable[[str], list[str]]:
-  """An argparse type: a comma-separated list of some of `choices`."""
-  def parse(text: str) -> list[str]:
-    names = text.split(',')
-    if unknown := sorted(set(names) - set(choices)):
-      raise argparse.ArgumentTypeError(
-          f'there is no {", ".join(map(repr, unknown))}; choose of {", ".join(choices)}')
-    return names
-  return parse
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
       epilog='rows:\n' + '\n'.join(
           f'  {name:<9} {row.model}, B={row.B} S={row.S} P={row.P} T={row.T}' for name, row in ROWS.items()))
-  parser.add_argument('--rows', type=_names(list(ROWS)), default=list(DEFAULT_ROWS), metavar='ROW,...',
+  parser.add_argument('--rows', type=names(list(ROWS)), default=list(DEFAULT_ROWS), metavar='ROW,...',
                       help=f'which rows to measure, see below (default: {",".join(DEFAULT_ROWS)})')
   parser.add_argument('--steps', type=int, default=7, metavar='N',
                       help='timed steps of each contender, after one to warm up (default: %(default)s)')
@@ -374,7 +251,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                       help="the frozen model's dropout rate, of every contender (default: %(default)s)")
   parser.add_argument('--scan', action=argparse.BooleanOptionalAction,
                       help='ours: loop over one compiled layer, or unroll (default: unroll on a CPU only)')
-  parser.add_argument('--peer', type=_names(PEER_DTYPES), nargs='?', default=[], const=list(PEER_DTYPES),
+  parser.add_argument('--peer', type=names(PEER_DTYPES), nargs='?', default=[], const=list(PEER_DTYPES),
                       metavar='DTYPE,...',
                       help=f'measure PEFT too, in these dtypes (just --peer: {",".join(PEER_DTYPES)}). On '
                       'a CPU without bfloat16 instructions that one takes minutes a step: say --peer=float32')
@@ -400,14 +277,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands[f'peft {dtype}'] = [arguments.peer_python, str(here.with_name('peft_step.py')), dtype]
   settings, rows = {'dropout': arguments.dropout, 'scan': arguments.scan}, {}
   if (load := os.getloadavg()[0]) > 0.5:
-    _tell(f'WARNING: the load average is {load:.1f}. On a busy machine times are too long, the more so '
+    tell(f'WARNING: the load average is {load:.1f}. On a busy machine times are too long, the more so '
           "the peer's, whose threads wait for each other: run this again on a quiet one.")
   for name in arguments.rows:
-    _tell(f'{name}: {ROWS[name]}')
+    tell(f'{name}: {ROWS[name]}')
     try:
       rows[name] = measure(ROWS[name], settings, commands, arguments.steps)
     except RuntimeError as error:
-      _tell(f'ERROR: {error}')
+      tell(f'ERROR: {error}')
       return 1
   print(table(rows))
   print(json.dumps({
