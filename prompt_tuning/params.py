@@ -52,11 +52,10 @@ def count(config: BackboneConfig, method: Method, readout: Readout | None = None
     return model.init(jax.random.key(0), Base(config, rows, lambda text: [0], params=lambda: zeros))
 
   trainable = jax.eval_shape(new)
-  kept = jax.eval_shape(model.export, trainable)
-  own = trees.flatten(frozen)
-  added = {path: x for path, x in kept.items() if path.partition('/')[2] not in own}
+  kept = trees.size(jax.eval_shape(model.export, trainable))
+  replaced = trees.size(jax.eval_shape(lambda trainable: model.method.apply(trainable).overlay, trainable))
   base = trees.size(frozen)
-  return Count(base, trees.size(trainable), trees.size(kept), base + trees.size(added))
+  return Count(base, trees.size(trainable), kept, base + kept - replaced)
 
 
 def _plain(method: Method) -> Method:

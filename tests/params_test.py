@@ -6,10 +6,13 @@ import pytest
 
 from prompt_tuning import cli, gin_utils, params, trees
 from prompt_tuning.backbones import config as config_lib
+from prompt_tuning.methods.adapter import Adapter
+from prompt_tuning.methods.bias import Bias
 from prompt_tuning.methods.full import Full
 from prompt_tuning.methods.prefix import Prefix
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.methods.together import Together
+from prompt_tuning.methods.top import Top
 from prompt_tuning.readouts import Head
 from tests import models
 
@@ -64,6 +67,18 @@ def test_what_takes_the_models_place_is_not_counted_twice():
   assert found.share == 1
   both = params.count(config, Together((Prompt(length=3), Full())), Head(('a', 'b')))
   assert both.total == found.base + 3 * 64 + 2 * (64 + 1)
+
+
+@pytest.mark.parametrize(('size', 'method', 'added'), [
+    ('gpt2_tiny', Bias(), 0),
+    ('t5_1_1_tiny', Bias(), 64 * 2 * (2 + 3)),  # new ones behind each sub-layer
+    ('bart_tiny', Top(layers=1), 0),
+    ('gpt2_tiny', Adapter('houlsby', 3), 2 * 2 * (2 * 3 * 64 + 3 + 64)),  # its norms are the base's
+])
+def test_only_what_is_new_is_added(size, method, added):
+  found = params.count(config_lib.from_size(size), method)
+  assert found.total - found.base == added
+  assert 0 < found.kept <= found.trained
 
 
 def test_it_counts_what_there_is():
