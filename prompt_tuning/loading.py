@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import readouts, trees
+from prompt_tuning import trees
 from prompt_tuning.backbones import bart, gpt2, roberta, t5
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.checkpoints import base as base_checkpoints
+from prompt_tuning.methods import readouts
 from prompt_tuning.methods.base import Base, Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress

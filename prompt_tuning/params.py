@@ -13,9 +13,9 @@ from prompt_tuning import loading, trees
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.methods.base import Base, Method
+from prompt_tuning.methods.readouts import Readout
 from prompt_tuning.methods.together import Together
 from prompt_tuning.prompted import Prompted
-from prompt_tuning.readouts import Readout
 
 
 @dataclasses.dataclass(frozen=True)

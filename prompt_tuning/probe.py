@@ -16,12 +16,12 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from prompt_tuning import features, loading, readouts
+from prompt_tuning import features, loading
 from prompt_tuning.analysis import intervene, measure, predictivity, probe_report, readings, record, selectivity
 from prompt_tuning.analysis import other_probes as others_lib
 from prompt_tuning.analysis.measure import Model, Split, Trial
 from prompt_tuning.checkpoints import atomic, tuned
-from prompt_tuning.methods import finished, initializers
+from prompt_tuning.methods import finished, initializers, readouts
 from prompt_tuning.methods.base import Method
 from prompt_tuning.methods.prompt import Table
 from prompt_tuning.partitioning import Partitioner

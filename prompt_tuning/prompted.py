@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import decoding, readouts, trees
+from prompt_tuning import decoding, trees
 from prompt_tuning.backbones import cache as cache_lib
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.backbones import stack
+from prompt_tuning.methods import readouts
 from prompt_tuning.methods.base import Base, Method, Patch
 from prompt_tuning.types import Array, Batch, Params, Trainable
 

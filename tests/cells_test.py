@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import gin_utils, partitioning, readouts, trees
+from prompt_tuning import gin_utils, partitioning, trees
 from prompt_tuning.checkpoints import tuned
-from prompt_tuning.methods import finished
+from prompt_tuning.methods import finished, readouts
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.train import losses, optim, step
 from tests import models

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import ensemble, readouts
+from prompt_tuning import ensemble
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.interactive import PromptedModel
+from prompt_tuning.methods import readouts
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.prompted import Prompted
 from tests import models

@@ -47,11 +47,10 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'types': (),
     'trees': ('types',),
     'backbones': ('types', 'trees'),
-    'methods': ('types', 'trees', 'backbones.sites', 'backbones.config', 'readouts',
+    'methods': ('types', 'trees', 'backbones.sites', 'backbones.config',
                 'checkpoints.tuned'),  # a trained prompt as a file, whatever its form: a method may begin from one
     'decoding': ('types', 'trees', 'backbones'),
-    'readouts': ('types', 'backbones.config', 'backbones.sites', 'methods.base'),
-    'prompted': ('types', 'trees', 'backbones', 'decoding', 'methods.base', 'readouts'),
+    'prompted': ('types', 'trees', 'backbones', 'decoding', 'methods.base', 'methods.readouts'),
     'features': ('types', 'trees'),
     'tokenizer': (),
     'progress': (),
@@ -60,7 +59,7 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'partitioning': ('types', 'trees'),
     'checkpoints': ('types', 'trees', 'backbones.config'),
     'loading': ('types', 'trees', 'backbones', 'checkpoints', 'methods', 'partitioning', 'progress', 'prompted',
-                'readouts', 'tokenizer'),
+                'tokenizer'),
     'analysis': ('types', 'trees', 'backbones', 'methods', 'checkpoints', 'decoding', 'prompted', 'features',
                  'tokenizer', 'partitioning', 'loading'),
 }

@@ -11,9 +11,9 @@ from prompt_tuning.methods.bias import Bias
 from prompt_tuning.methods.full import Full
 from prompt_tuning.methods.prefix import Prefix
 from prompt_tuning.methods.prompt import Prompt
+from prompt_tuning.methods.readouts import Head
 from prompt_tuning.methods.together import Together
 from prompt_tuning.methods.top import Top
-from prompt_tuning.readouts import Head
 from tests import models
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning import readouts
 from prompt_tuning.checkpoints import tuned
-from prompt_tuning.methods import adapter
+from prompt_tuning.methods import adapter, readouts
 from prompt_tuning.methods.adapter import Adapter
 from prompt_tuning.methods.base import Base, Given, Method
 from prompt_tuning.methods.bias import Bias
@@ -18,9 +17,9 @@ from prompt_tuning.methods.infix import Infix
 from prompt_tuning.methods.p_tuning import PTuning
 from prompt_tuning.methods.prefix import Prefix, keys_and_values
 from prompt_tuning.methods.prompt import Prompt
+from prompt_tuning.methods.readouts import Readout
 from prompt_tuning.methods.together import Together
 from prompt_tuning.methods.top import Top
-from prompt_tuning.readouts import Readout
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -16,9 +16,10 @@ import time
 import jax
 import numpy as np
 
-from prompt_tuning import decoding, loading, readouts, trees
+from prompt_tuning import decoding, loading, trees
 from prompt_tuning.checkpoints import run as run_checkpoints
 from prompt_tuning.checkpoints import tuned
+from prompt_tuning.methods import readouts
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress

@@ -111,7 +111,7 @@ def run_without_sites():
   return jax.jit(model.backbone.apply)({'params': frozen}, models.tiny_batch())
 
 
-@pytest.mark.parametrize('name', sorted(sites.NAMES - {'states'}))  # that one: tests/readouts_test.py
+@pytest.mark.parametrize('name', sorted(sites.NAMES - {'states'}))  # that one: tests/methods/readouts_test.py
 def test_every_site_reaches_the_logits(name):
   model, frozen, _ = models.tiny()
   apply = jax.jit(lambda frozen, sites: model.backbone.apply({'params': frozen}, models.tiny_batch(), sites))

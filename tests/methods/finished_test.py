@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning import readouts
 from prompt_tuning.checkpoints import tuned
-from prompt_tuning.methods import finished
+from prompt_tuning.methods import finished, readouts
 from prompt_tuning.methods.adapter import Adapter
 from prompt_tuning.methods.bias import Bias
 from prompt_tuning.methods.full import Full

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import readouts, tokenizer
+from prompt_tuning import tokenizer
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
+from prompt_tuning.methods import readouts
 from prompt_tuning.methods.base import Base
 from prompt_tuning.prompted import Prompted
 from tests import models
