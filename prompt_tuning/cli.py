@@ -1,10 +1,10 @@
 """The command line: `prompt-tuning train|eval|infer`, the same as `python -m prompt_tuning.train|evaluate|infer`.
 
-And `prompt-tuning score`, which reads files and no configuration: it has plain flags.
+The commands of `PLAIN` have plain flags and no configuration of their own.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import importlib
 import os
 import pathlib
@@ -16,6 +16,8 @@ import traceback
 COMMANDS = {
     'train': ('prompt_tuning.train.loop:train', 'runs/train.gin', 'tune a method on a frozen base'),
     'eval': ('prompt_tuning.train.evaluate:evaluate', 'runs/eval.gin', 'score a tuned prompt on tasks'),
+    'ensemble': (
+        'prompt_tuning.train.evaluate:evaluate_ensemble', 'runs/ensemble.gin', 'score the vote of several on tasks'),
     'infer': ('prompt_tuning.train.infer:infer', 'runs/infer.gin', 'predict for a task, a JSONL or a text file'),
     'population': (
         'prompt_tuning.train.population:train', 'runs/population.gin', 'train many prompts at once on one frozen base'),
@@ -24,12 +26,18 @@ COMMANDS = {
     'prune': ('prompt_tuning.analysis.prune_base:prune_base', 'runs/prune.gin', 'a smaller base of its skill neurons'),
     'params': ('prompt_tuning.params:params', 'runs/params.gin', 'count what a method trains, without weights'),
 }
+PLAIN = {  # functions of the command line, which give the exit code
+    'score': ('prompt_tuning.score:score', 'metrics of outputs against references'),
+    'tasks': ('prompt_tuning.tasks.catalogue:catalogue', 'list tasks, their sizes, lengths and licences'),
+    'import-data': ('prompt_tuning.tasks.import_data:import_data', 'raw files into the form that tasks read'),
+    'reproduce': ('prompt_tuning.reproduce.command:reproduce', 'run the table of a paper'),
+}
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
   from prompt_tuning import gin_utils
 
-  function, example, about = COMMANDS[command]
+  _, example, about = COMMANDS[command]
   parser = argparse.ArgumentParser(
       prog=f'prompt-tuning {command}', description=about.capitalize() + '.',
       formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,7 +53,7 @@ def run(command: str, argv: Sequence[str]) -> int:
   try:
     return _run(command, argv)
   except Exception as error:
-    if not _ours(error):
+    if not ours(error):
       raise
     message = re.split(r'\n\s*In call to configurable', str(error))[0]  # gin adds where it was called from
     print(f'prompt-tuning {command}: {message}', file=sys.stderr)
@@ -53,9 +61,8 @@ def run(command: str, argv: Sequence[str]) -> int:
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
-  if command == 'score':
-    from prompt_tuning.score import score
-    return score(argv)
+  if command in PLAIN:
+    return function(PLAIN[command][0])(argv)
   import gin
 
   from prompt_tuning import gin_utils
@@ -63,18 +70,25 @@ def _run(command: str, argv: Sequence[str]) -> int:
   flags = _parser(command).parse_args(others)
   if flags.tfds_data_dir:
     os.environ['TFDS_DATA_DIR'] = flags.tfds_data_dir
+  if flags.seqio_additional_cache_dirs:
+    os.environ['SEQIO_ADDITIONAL_CACHE_DIRS'] = flags.seqio_additional_cache_dirs
   gin.clear_config()
   gin_utils.parse(flags.gin_file, [*flags.gin_bindings, *bindings], flags.gin_search_paths)
   if flags.dry_run:
     print(gin.config_str())
     return 0
-  module, name = COMMANDS[command][0].split(':')
-  function = gin.get_configurable(getattr(importlib.import_module(module), name))
+  job = gin.get_configurable(function(COMMANDS[command][0]))
   if command in ('train', 'population'):
-    function(on_start=lambda: save_config(gin_utils.macro('MODEL_DIR')))
+    job(on_start=lambda: save_config(gin_utils.macro('MODEL_DIR')))
   else:
-    function()
+    job()
   return 0
+
+
+def function(path: str) -> Callable:
+  """What 'module:name' names."""
+  module, name = path.split(':')
+  return getattr(importlib.import_module(module), name)
 
 
 def save_config(model_dir: str) -> None:
@@ -88,7 +102,7 @@ def save_config(model_dir: str) -> None:
   writers.write_lines(path, [text])
 
 
-def _ours(error: Exception) -> bool:
+def ours(error: Exception) -> bool:
   """Whether an error was raised by this package's own code, hence speaks to the user."""
   last = traceback.extract_tb(error.__traceback__)[-1].filename
   here = str(pathlib.Path(__file__).parent)
@@ -99,13 +113,12 @@ def _ours(error: Exception) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
   """Entry point of the console script."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  if argv and argv[0] in (*COMMANDS, 'score'):
+  if argv and argv[0] in (*COMMANDS, *PLAIN):
     return run(argv[0], argv[1:])
   parser = argparse.ArgumentParser(
       prog='prompt-tuning', description='Small trainables on large frozen language models.')
   commands = parser.add_subparsers(metavar='COMMAND', required=True)
-  abouts = {name: about for name, (_, _, about) in COMMANDS.items()}
-  for name, about in {**abouts, 'score': 'metrics of outputs against references'}.items():
+  for name, (*_, about) in {**COMMANDS, **PLAIN}.items():
     commands.add_parser(name, help=f'{about}; see `prompt-tuning {name} --help`')
   parser.parse_args(argv)
   return 0

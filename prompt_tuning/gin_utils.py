@@ -1,11 +1,12 @@
 """gin for the entry points: T5X's flags, search paths through the package, and errors that say what to do."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import difflib
 import os
 import pathlib
 import re
+from typing import Any
 
 import gin
 
@@ -39,6 +40,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       '--gin_search_paths', default='', metavar='PATHS',
       help='comma-separated folders of gin files, looked in after the working directory, before our own configs')
   group.add_argument('--tfds_data_dir', metavar='FOLDER', help='where TensorFlow Datasets are or go')
+  group.add_argument('--seqio_additional_cache_dirs', metavar='FOLDERS',
+                     help='comma-separated folders that seqio_cache_tasks has written to, for USE_CACHED_TASKS = True')
 
 
 def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -66,8 +69,12 @@ def _literal(value: str) -> str:
   return value
 
 
-def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str) -> None:
+def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str, strict: bool = True) -> None:
   """Reads gin files and bindings into gin's global configuration.
+
+  Args:
+    files, bindings, search_paths: as of the flags.
+    strict: a binding of a macro that nothing uses is an error.
 
   Raises:
     ConfigError: a missing file, an unknown name (with near ones) or a macro without a value.
@@ -83,7 +90,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str) -> N
   except OSError as error:
     raise ConfigError(f'{error}\nLooked in: {", ".join(gin.config._LOCATION_PREFIXES)}.\n'
                       'Configurations of the package: ' + ', '.join(_available('.'))) from error
-  except (ValueError, AttributeError, SyntaxError, ImportError) as error:
+  except (ValueError, AttributeError, NameError, SyntaxError, ImportError) as error:
     raise ConfigError(f'{error}{_near(str(error))}') from error
   # A binding may name whatever the files have imported, such as @optim.linear().
   imports = {statement.format() for statement in gin.config._IMPORTS}
@@ -91,9 +98,9 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str) -> N
   for binding in bindings:
     try:
       gin.parse_config([*header, binding])
-    except (ValueError, AttributeError, SyntaxError, ImportError) as error:
+    except (ValueError, AttributeError, NameError, SyntaxError, ImportError) as error:
       raise ConfigError(f'{binding}: {error}{_near(str(error))}') from error
-  _check_macros(bindings)
+  _check_macros(bindings if strict else ())
   gin.finalize()
 
 
@@ -102,10 +109,22 @@ def _available(below: str) -> list[str]:
   return sorted(str(path.relative_to(root)) for path in (root / below).rglob('*.gin'))
 
 
-def _macros() -> dict[str, object]:
+def macros() -> dict[str, object]:
   """Macros with their values, as far as they are given."""
   return {scope: values['value'] for (scope, selector), values in gin.config._CONFIG.items()
           if selector == 'gin.macro'}
+
+
+def text(files: Sequence[str], bindings: Sequence[str], strict: bool = False) -> str:
+  """Reads a configuration in place of what was read before; returns it as one gin file that needs no other."""
+  gin.clear_config()
+  parse(files, bindings, '', strict)
+  return re.sub(r'(?m)^# =+$', '# ' + '=' * 78, gin.config_str(max_line_length=10**6))  # lines are never broken
+
+
+def configured(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function` with its parameters from the configuration."""
+  return gin.get_configurable(function)
 
 
 def macro(name: str) -> object:
@@ -114,7 +133,7 @@ def macro(name: str) -> object:
 
 
 def _check_macros(bindings: Sequence[str]) -> None:
-  given = _macros()
+  given = macros()
   text = gin.config_str()
   used = set(re.findall(r'%([A-Z][A-Z0-9_]*)', text))
   for name in _MACRO.findall('\n'.join(bindings)):
@@ -130,7 +149,7 @@ def _near(message: str, names=()) -> str:
   """' Did you mean ...?' for the names a message speaks of, where something is near."""
   known = set(names) or {
       f'{selector.split(".")[-1]}.{parameter}' for (_, selector), values in gin.config._CONFIG.items()
-      for parameter in values} | set(_macros())
+      for parameter in values} | set(macros())
   words = re.findall(r"[\w.]+", message)
   close = {match for word in words for match in difflib.get_close_matches(word, sorted(known), n=2, cutoff=0.75)}
   return f' Did you mean {" or ".join(sorted(close - set(words)))}?' if close - set(words) else ''

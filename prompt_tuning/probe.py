@@ -36,7 +36,7 @@ def probe(
     *,
     output_dir: str,
     initial_checkpoint_path: str | None,
-    checkpoint_path: str | Sequence[str],
+    checkpoint_path: str | Sequence[str] | None,
     datasets: Mapping[str, data.Dataset],
     labels: Sequence[str] = (),
     dev_share: float = 0.2,
@@ -62,7 +62,8 @@ def probe(
 
   Args:
     output_dir: PROBE_OUTPUT_DIR, which appears whole when all is done.
-    checkpoint_path: CHECKPOINT_PATH, what was trained, or several of one task (trials).
+    checkpoint_path: CHECKPOINT_PATH, what was trained, or several of one task (trials); None: what the probe of this
+      task among `other_probes` probed, which then is none of the others.
     datasets: 'train', 'dev' and 'test' of the task; without 'dev', `dev_share` of the training data is drawn for it.
     labels: LABELS, the targets of the task; (): those that the prompt was trained with.
     percents: of skill neurons that are perturbed.
@@ -90,8 +91,10 @@ def probe(
   """
   # --- What is probed, and whether it can be.
   _check_choices(controls, over_trials, intervention, dev_share)
-  paths = [checkpoint_path] if isinstance(checkpoint_path, str) else list(checkpoint_path)
   task = datasets['train'].mixture_or_task_name
+  if checkpoint_path is None:
+    checkpoint_path, other_probes = others_lib.own(other_probes, task)
+  paths = [checkpoint_path] if isinstance(checkpoint_path, str) else list(checkpoint_path)
   for path in paths:
     _check_task(path, task, any_task)
   backbone = dataclasses.replace(backbone, readout=_readout(paths[0], labels))
@@ -164,6 +167,9 @@ def probe(
 
     curves = intervene.curve(accuracy, masks, noise_seeds) if masks else {}
     numbers['curves'] = {name: x.tolist() for name, x in curves.items()}
+    numbers['mean_accuracy'] = {  # over seeds, by percent
+        name: {f'{percent:g}': float(values.mean()) for percent, values in zip(curves['percent'], x, strict=True)}
+        for name, x in curves.items() if name != 'percent'}
 
     # --- Words.
     named = [(address.layer, address.neuron) for address in best]

@@ -3,6 +3,7 @@
 FROM may be
   a model      a Hugging Face folder, or a T5X checkpoint_<step> (native or Orbax; on a disk or gs://)
   a prompt     .npy, .safetensors, a PEFT adapter folder, a run folder, or a T5X checkpoint that holds a prompt
+               (or what else was trained; of which a model, if methods/full.gin trained all of it, is written as one)
 
 What is written goes by the name of TO (or by --to_format):
   *.npy              npy          a prompt [P, D], as Google's prompt-tuning reads it
@@ -13,6 +14,7 @@ What is written goes by the name of TO (or by --to_format):
 TO appears whole or not at all, and nothing that exists is written over.
 """
 import argparse
+import functools
 import pathlib
 import sys
 import time
@@ -28,16 +30,32 @@ def to_format(path: str, to: str) -> str:
   for suffix in ('npy', 'safetensors'):
     if to.endswith(f'.{suffix}'):
       return suffix
-  if not base.is_model(path):
-    return 'peft'
-  return convert.form_for(base.open_base(path), to)
+  if base.is_model(path):
+    return convert.form_for(base.open_base(path), to)
+  if trained(path).method == 'full':
+    return convert.form_for(convert.of_full(trained(path), path), to)
+  return 'peft'
+
+
+@functools.cache
+def trained(path: str) -> tuned.Tuned:
+  """What was trained, read once."""
+  return tuned.load(path)
+
+
+def tokenizer_of(path: str | None) -> str | None:
+  """The tokenizer beside a base, if there is such a base here."""
+  try:
+    return path and base.open_base(path).tokenizer_path
+  except (ValueError, OSError):
+    return None
 
 
 def convert_tuned(args: argparse.Namespace) -> list[str]:
   """Converts a prompt or prefix; returns what is to be said of it."""
   if args.dtype:
     raise ValueError('--dtype is for models; prompts and prefixes are float32.')
-  thing = tuned.load(args.source)
+  thing = trained(args.source)
   if args.to_format == 'peft':
     config = base.open_base(args.base).config if args.base else None
     peft.write_folder(args.to, thing, base_path=args.base, base_config=config)
@@ -52,7 +70,11 @@ def convert_tuned(args: argparse.Namespace) -> list[str]:
 
 def convert_model(args: argparse.Namespace) -> list[str]:
   """Converts a model; returns what is to be said of it."""
-  source = base.open_base(args.source)
+  if not base.is_model(args.source):
+    thing = trained(args.source)
+    source = convert.of_full(thing, args.source, tokenizer_of(args.base or thing.about.get('base_path')))
+  else:
+    source = base.open_base(args.source)
   try:
     state = None if args.no_state else base.open_t5x(args.source, 'state')
   except FileNotFoundError as error:
@@ -70,7 +92,7 @@ def main(argv=None) -> int:
   parser.add_argument('--to_format', choices=[*convert.FORMS, *_TUNED_FORMS], help='default: by the name of TO')
   parser.add_argument('--dtype', choices=list(loading.DTYPES), help='type of all tensors; default: as each is')
   parser.add_argument('--no_state', action='store_true', help="leave a T5X checkpoint's optimizer state behind")
-  parser.add_argument('--base', metavar='MODEL', help="for peft, where FROM does not say it: the prompt's base model")
+  parser.add_argument('--base', metavar='MODEL', help='where FROM does not say it: the model that it was trained on')
   args = parser.parse_args(argv)
   began = time.monotonic()
   try:

@@ -6,13 +6,14 @@ target is the label word (Raffel et al. 2020, app. D; Lester et al. 2021, sec. 3
 off; here it never gets there. Fields other than those of the format (`idx`, for one) are dropped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 
 import seqio
 import tensorflow as tf
 
-from prompt_tuning.tasks import features, metrics
+from prompt_tuning.tasks import metrics, pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +36,15 @@ FORMATS: dict[str, Format] = {
     'boolq': Format(('passage', 'question'), ('False', 'True')),
     'cb': Format(('hypothesis', 'premise'), ('entailment', 'contradiction', 'neutral'),
                  extra_metrics=(metrics.mean_macro_f1,)),
+    'copa': Format(('choice1', 'choice2', 'premise', 'question'), ('choice1', 'choice2')),
     'glue_rte': Format(('sentence1', 'sentence2'), _ENTAILMENT),
+    'mnli': Format(('hypothesis', 'premise'), ('entailment', 'neutral', 'contradiction')),
+    'mrpc': Format(('sentence1', 'sentence2'), ('not_equivalent', 'equivalent'), extra_metrics=(metrics.f1,)),
+    'qnli': Format(('question', 'sentence'), _ENTAILMENT),
+    'qqp': Format(('question1', 'question2'), ('not_duplicate', 'duplicate'), extra_metrics=(metrics.f1,)),
     'rte': Format(('hypothesis', 'premise'), _ENTAILMENT),
     'sst2': Format(('sentence',), ('negative', 'positive')),
+    'wic': Format(('sentence1', 'sentence2', 'word'), ('False', 'True')),
 }
 
 
@@ -62,41 +69,34 @@ def to_text(dataset: tf.data.Dataset, format_: Format) -> tf.data.Dataset:
   words = tf.constant([metrics.UNLABELLED, *format_.labels])
 
   def example_to_text(example):
-    fields = [tf.strings.join([f'{name}: ', example[name]]) for name in sorted(format_.fields)]
     return {
-        'inputs': tf.strings.join(fields, separator=' '),
+        'inputs': join_fields(example, sorted(format_.fields)),
         'targets': tf.gather(words, example['label'] + 1),
     }
 
   return dataset.map(example_to_text, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def register(name: str, source: seqio.DataSource, format_: Format) -> seqio.Task:
+def join_fields(example: Mapping[str, tf.Tensor], names: Sequence[str]) -> tf.Tensor:
+  """`name: value name: value`, a string scalar."""
+  return tf.strings.join([tf.strings.join([f'{name}: ', example[name]]) for name in names], separator=' ')
+
+
+def register(
+    name: str, source: seqio.DataSource, format_: Format, more_steps: Sequence[pipeline.Step] = (),
+    postprocess: Callable[..., str] = metrics.strip) -> seqio.Task:
   """Registers a classification task with seqio. Reads nothing from `source` yet.
 
   Args:
     name: name of the task, new to the registry.
     source: where examples as `to_text` wants them come from.
     format_: the task's fields, label words and metrics.
+    more_steps: what else is done to the text.
+    postprocess: text -> label word, of targets and of predictions.
 
   Returns:
-    The task. Its examples hold `inputs` and `targets`, T5 token ids as int32 `[length]` that end with eos (1)
-    even when trimmed, beside the text they came from: `inputs_pretokenized` and `targets_pretokenized`.
+    The task, as `pipeline.add` says.
   """
-
-  def text_to_text(dataset):
-    return to_text(dataset, format_)
-
-  return seqio.TaskRegistry.add(
-      name,
-      source=source,
-      preprocessors=[
-          text_to_text,
-          seqio.preprocessors.tokenize,
-          seqio.CacheDatasetPlaceholder(),
-          seqio.preprocessors.append_eos_after_trim,
-      ],
-      output_features=features.OUTPUT_FEATURES,
-      postprocess_fn=metrics.strip,
-      metric_fns=format_.metric_fns(),
-  )
+  return pipeline.add(
+      name, source, [functools.partial(to_text, format_=format_), *more_steps], postprocess_fn=postprocess,
+      metric_fns=format_.metric_fns())

@@ -1,55 +1,107 @@
-"""Every gin file parses in the company it is made for, and every parameter it sets exists."""
+"""Every gin file parses in the company that its header names, sets what exists, and describes a job that could be run.
+
+A header says behind which files a configuration goes ("Behind models/t5.gin, a method, runs/train.gin and recipe.gin"),
+or shows them as flags (`--gin_file=...`): this is where the tests have it from, so a new file needs no line here.
+"""
 
 import pathlib
+import re
 
 import gin
 import pytest
 
-from prompt_tuning import gin_utils
+from prompt_tuning import gin_utils, params
 
 CONFIGS = gin_utils.config_folder()
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.gin'))
-COMMON = ["INITIAL_CHECKPOINT_PATH = 'base'"]
-TASK = ["MIXTURE_OR_TASK_NAME = 'sst2_sample'", "TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 4}"]
-TRAIN = [*COMMON, *TASK, "MODEL_DIR = 'run'", 'TRAIN_STEPS = 1']
-FINISHED = [*COMMON, "CHECKPOINT_PATH = 'prompt.npy'"]
 MODEL, METHOD, RUN = 'models/t5.gin', 'methods/prompt.gin', 'runs/train.gin'
-ALONE = ('table4', 'parameters', 'parameters_bart')  # tables that need no others
-COMPANY = {  # paper -> model and method, if not these
-    'li2021': ('models/gpt2.gin', 'methods/prefix.gin'), 'wang2022': ('models/roberta.gin', METHOD)}
+KINDS = ('models/', 'methods/', 'runs/')
+VALUES = {  # of macros that a job requires
+    'CHECKPOINT_PATH': 'prompt.npy', 'CHECKPOINT_PATHS': ('a', 'b'), 'EVAL_OUTPUT_DIR': 'out',
+    'INFER_OUTPUT_DIR': 'out', 'INITIAL_CHECKPOINT_PATH': 'base', 'INPUT_FILE': 'a.txt',
+    'MEMBERS': ({'seed': 0}, {'seed': 1}), 'MIXTURE_OR_TASK_NAME': 'wang_sst2_sample',
+    'MODEL_DIR': 'run', 'MODEL_SIZES': ('t5_1_1_tiny',), 'OUTPUT_DIR': 'out', 'PROBE_DIR': 'probe',
+    'PROBE_OUTPUT_DIR': 'out', 'PRUNED_DIR': 'pruned', 'TASK_FEATURE_LENGTHS': {'inputs': 8, 'targets': 4},
+    'TRAIN_STEPS': 1}
+SIZES = {  # the largest of the papers'
+    'models/t5.gin': 't5_1_1_xxl', 'models/gpt2.gin': 'gpt2_large', 'models/bart.gin': 'bart_large',
+    'models/roberta.gin': 'roberta_large', 'models/bert.gin': 'bert_large'}
+
+
+def text_of(file: str) -> str:
+  return (CONFIGS / file).read_text()
+
+
+def header_of(file: str) -> str:
+  """The comment at the top, as one line."""
+  lines = re.match(r'(#.*\n)*', text_of(file))[0].splitlines()
+  return ' '.join(line.removeprefix('#').strip() for line in lines)
+
+
+def complete(file: str) -> bool:
+  """Whether it is used alone: it includes what it needs."""
+  return file == 'quickstart.gin' or (file.startswith('papers/') and bool(included(file)))
+
+
+def included(file: str) -> list[str]:
+  return re.findall(r"^include '(.*)'", text_of(file), re.MULTILINE)
+
+
+def named(file: str) -> list[str]:
+  """The files that a header names as those to go in front, in order."""
+  header = header_of(file)
+  flags = re.findall(r'--gin_file=([\w./]+)', header)
+  if file in flags:
+    return flags[:flags.index(file)]
+  clauses = re.findall(r'[Bb]ehind ((?:[^.:;]|\.(?=gin))*)', header)
+  found = []
+  for clause in clauses:
+    for name in re.findall(r'[\w/]+\.gin', re.sub(r' or [\w/]+\.gin', '', clause)):  # alternatives
+      found.append(name if (CONFIGS / name).exists() else str(pathlib.Path(file).with_name(name)))
+  return [name for name in found if name != file]
+
+
+def chain(file: str) -> list[str]:
+  """The files in front of one and itself. Of each kind one: what it names, or else what those that it names do."""
+  names = named(file)
+  further = [other for name in sorted(names, key=lambda name: name.startswith(KINDS)) for other in chain(name)]
+  kinds = [next((name for name in names + further if name.startswith(kind)), None) for kind in KINDS]
+  others = [name for name in further if not name.startswith(KINDS)]
+  return list(dict.fromkeys([*filter(None, kinds), *others, file]))
 
 
 def company(file: str) -> tuple[list[str], list[str]]:
-  """(the files it is used with, itself among them; the required macros)."""
-  kind, *_ = pathlib.Path(file).parts
-  if kind == 'runs':
-    return {
-        'runs/train.gin': ([MODEL, METHOD, RUN], TRAIN),
-        'runs/eval.gin': ([MODEL, file], [*FINISHED, *TASK, "EVAL_OUTPUT_DIR = 'out'"]),
-        'runs/infer.gin': ([MODEL, file], [*FINISHED, "INPUT_FILE = 'a.txt'", "INFER_OUTPUT_DIR = 'out'"]),
-        'runs/infer_task.gin': (
-            [MODEL, 'runs/infer.gin', file], [*FINISHED, TASK[0], "INFER_OUTPUT_DIR = 'out'"]),
-        'runs/interpret.gin': ([file], [*FINISHED, "OUTPUT_DIR = 'out'"]),
-        'runs/population.gin': ([MODEL, METHOD, file], [*TRAIN, "MEMBERS = ({'seed': 0}, {'seed': 1})"]),
-        'runs/params.gin': ([MODEL, METHOD, file], ["MODEL_SIZES = ('t5_1_1_tiny',)"]),
-        'runs/prune.gin': ([MODEL, file], [*COMMON, "PROBE_DIR = 'probe'", "PRUNED_DIR = 'pruned'"]),
-        'runs/probe.gin': ([MODEL, file], [*FINISHED, *TASK, "PROBE_OUTPUT_DIR = 'out'"]),
-        'runs/probe_dev.gin': ([MODEL, 'runs/probe.gin', file], [*FINISHED, *TASK, "PROBE_OUTPUT_DIR = 'out'"]),
-    }[file]
-  if kind == 'models':
-    return [file, METHOD, RUN], TRAIN
-  if kind == 'methods':
-    return [MODEL, file, RUN], TRAIN
-  if kind == 'quickstart.gin':
-    return [file], []
-  if pathlib.Path(file).stem in ALONE:
-    return [file], []
-  assert kind == 'papers', f'configs/{kind}: say in this test which files it is used with'
-  recipe = str(pathlib.Path(file).with_name('recipe.gin'))
-  behind = [recipe] if recipe != file and (CONFIGS / recipe).exists() else []
-  model, method = COMPANY.get(pathlib.Path(file).parent.name, (MODEL, METHOD))
-  model = 'models/bart.gin' if file.endswith('xsum.gin') else model
-  return [model, method, RUN, *behind, file], TRAIN
+  """(the files it is used with, itself among them; bindings of what they require)."""
+  kind = pathlib.Path(file).parts[0]
+  if complete(file):
+    files = [file]
+  elif kind == 'models':
+    files = [file, METHOD, RUN]
+  elif kind == 'methods':
+    files = [MODEL, file, RUN]
+  else:
+    files = chain(file)
+    assert kind == 'runs' or len(files) > 1, f'{file}: say at its top behind which files it goes'
+    if RUN in files and not any(name.startswith('methods/') for name in files):  # "a method"
+      files.insert(1, METHOD)
+  return files, bindings_of(files)
+
+
+def bindings_of(files: list[str]) -> list[str]:
+  texts = [text_of(name) for file in files for name in (*included(file), file)]
+  macros = [re.findall(r'^([A-Z]\w*) = (.*)', text, re.MULTILINE) for text in texts]
+  last = {name: value for text in macros for name, value in text}
+  return [f'{name} = {VALUES[name]!r}' for name, value in last.items() if value == '%gin.REQUIRED']
+
+
+def parse(file: str) -> None:
+  gin_utils.parse(*company(file), '', strict=False)
+
+
+TRAIN = bindings_of([MODEL, METHOD, RUN])
+TABLES = [file for file in FILES if '/tables/' in file]
+PAPERS = [file for file in FILES if file.startswith('papers/') and file not in TABLES and not complete(file)]
+TRAININGS = [file for file in PAPERS if RUN in company(file)[0]]
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +111,57 @@ def no_configuration():
   gin.clear_config()
 
 
-@pytest.mark.parametrize('file', FILES)
+@pytest.mark.parametrize('file', [file for file in FILES if file not in TABLES])
 def test_every_file_loads(file):
-  files, bindings = company(file)
-  gin_utils.parse(files, bindings, '')
+  parse(file)
   # Not only the names: what is configured is really there.
   for (_, selector), values in gin.config._CONFIG.items():
     assert selector == 'gin.macro' or gin.config._REGISTRY.get_match(selector), (selector, values)
+
+
+@pytest.mark.parametrize('file', TABLES)
+def test_every_table_loads(file):
+  gin_utils.parse([file], [], '')
+
+
+def test_headers_say_what_goes_in_front():
+  assert company('papers/li2021/xsum.gin')[0] == [
+      'models/bart.gin', 'methods/prefix.gin', RUN, 'papers/li2021/recipe.gin', 'papers/li2021/xsum.gin']
+  assert company('papers/lester2021/cb.gin')[0] == [
+      MODEL, METHOD, RUN, 'papers/lester2021/recipe.gin', 'papers/lester2021/cb.gin']
+  assert company('runs/infer_task.gin')[0] == [MODEL, 'runs/infer.gin', 'runs/infer_task.gin']
+  assert company('papers/lester2021/table4.gin') == (['papers/lester2021/table4.gin'], [])
+
+
+COUNTS = {}  # many train the same part of the same model
+
+
+@pytest.fixture
+def count_once(monkeypatch):
+  count = params.count
+
+  def remembered(config, method, readout):
+    key = (config, params.describe(method), str(readout))
+    if key not in COUNTS:
+      COUNTS[key] = count(config, method, readout)
+    return COUNTS[key]
+
+  monkeypatch.setattr(params, 'count', remembered)
+
+
+@pytest.mark.usefixtures('count_once')
+@pytest.mark.parametrize('file', TRAININGS)
+def test_every_paper_trains_part_of_a_model_of_its_size(file):
+  """Abstractly, without weights; and its data are tasks with these splits, of which nothing is read."""
+  files, bindings = company(file)
+  gin_utils.parse([*files, 'runs/params.gin'], [*bindings, f'MODEL_SIZES = ({SIZES[files[0]]!r},)'], '', strict=False)
+  (row,) = gin.get_configurable(params.params)()
+  assert 0 < row['kept'] <= row['trained']
+  assert (row['kept'] == row['base']) == ('methods/full.gin' in files)
+  configured = [gin.query_parameter('loop.train.train_dataset'), *gin.query_parameter('loop.train.eval_datasets')]
+  for dataset in (reference.scoped_configurable_fn() for reference in configured):
+    assert dataset.split in dataset.task.splits
+    assert set(dataset.task.output_features) == set(dataset.task_feature_lengths) == {'inputs', 'targets'}
 
 
 def test_there_is_a_file_for_each_command():
@@ -93,7 +189,7 @@ def test_optimizer_and_schedule_can_be_chosen_by_a_binding():
 
 def test_the_paper_recipe_overrides_the_run():
   files, bindings = company('papers/lester2021/recipe.gin')
-  gin_utils.parse(files, [b for b in bindings if 'TRAIN_STEPS' not in b], '')
+  gin_utils.parse(files, bindings, '')
   values = {name: gin_utils.macro(name) for name in ('TRAIN_STEPS', 'BATCH_SIZE', 'LEARNING_RATE', 'PROMPT_LENGTH')}
   assert values == {'TRAIN_STEPS': 30000, 'BATCH_SIZE': 32, 'LEARNING_RATE': 0.3, 'PROMPT_LENGTH': 100}
   assert gin.query_parameter('optim.adafactor.multiply_by_parameter_scale') is False
@@ -103,8 +199,7 @@ def test_the_paper_recipe_overrides_the_run():
     ('e2e', (8e-5, 10, 5, 512, 0.0)), ('webnlg', (5e-5, 5, 5, 512, 0.0)), ('dart', (5e-5, 5, 10, 512, 0.0)),
     ('xsum', (5e-5, 14, 100, 800, 0.1))])
 def test_recipes_of_prefix_tuning(name, expected):
-  files, _ = company(f'papers/li2021/{name}.gin')
-  gin_utils.parse(files, [*COMMON, "MODEL_DIR = 'run'"], '')
+  parse(f'papers/li2021/{name}.gin')
   values = [gin_utils.macro(macro) for macro in (
       'LEARNING_RATE', 'BATCH_SIZE', 'PREFIX_LENGTH', 'MLP_HIDDEN', 'DROPOUT_RATE')]
   assert tuple(values) == expected
@@ -118,8 +213,7 @@ def test_recipes_of_prefix_tuning(name, expected):
     ('sst2', 2, 421), ('imdb', 2, 157), ('tweet', 3, 357), ('mnli', 3, 2455), ('qnli', 2, 655), ('agnews', 2, 375),
     ('dbpedia', 2, 500)])
 def test_recipes_of_skill_neurons(name, words, steps_per_epoch):
-  files, _ = company(f'papers/wang2022/{name}.gin')
-  gin_utils.parse(files, [*COMMON, "MODEL_DIR = 'run'"], '')
+  parse(f'papers/wang2022/{name}.gin')
   values = [gin_utils.macro(macro) for macro in ('PROMPT_LENGTH', 'LEARNING_RATE', 'BATCH_SIZE', 'DROPOUT_RATE')]
   assert values == [15, 1e-3, 128, 0.1]
   adam = [gin.query_parameter(f'optim.adamw.{name}') for name in ('b1', 'b2', 'eps', 'weight_decay', 'max_grad_norm')]

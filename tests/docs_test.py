@@ -11,6 +11,8 @@ import pytest
 from prompt_tuning import cli, score
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.metrics import suites
+from prompt_tuning.reproduce import command
+from prompt_tuning.tasks import catalogue, import_data
 from tests import models
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,6 +33,13 @@ def test_command(words, capsys):
   if words[:2] == ['prompt-tuning', 'score']:
     flags = score.parser().parse_args(words[2:])
     assert suites.select(flags.suite, flags.metrics and flags.metrics.split(','))
+  elif words[:2] == ['prompt-tuning', 'reproduce']:
+    shown = command.load(words[2]) if words[2] in command.tables() else None
+    assert command.parser().parse_args(words[2:]) and (shown is None or shown.parts)
+  elif words[:2] == ['prompt-tuning', 'tasks']:
+    assert catalogue.parser().parse_args(words[2:])
+  elif words[:2] == ['prompt-tuning', 'import-data']:
+    assert import_data.parser().parse_args(words[2:])
   elif words[0] == 'prompt-tuning':
     assert cli.run(words[1], [*words[2:], '--dry_run']) == 0
     assert re.search('^(MODEL|INITIAL_CHECKPOINT_PATH)', capsys.readouterr().out, re.MULTILINE)

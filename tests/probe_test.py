@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import loading, probe, trees
-from prompt_tuning.analysis import intervene, measure, predictivity, prune_base, record
+from prompt_tuning.analysis import intervene, measure, other_probes, predictivity, prune_base, record
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.train import data
 from tests import models
@@ -121,6 +121,8 @@ def test_its_numbers_are_those_of_its_parts(two_trials):
   assert model.under(splits['test'], counts, mask, 'noise', 20.0, 1) == numbers['curves']['skill'][1][1]
   assert model.under(splits['test'], counts, intervene.random_like(mask, 0), 'noise', 20.0, 0) == (
       numbers['curves']['random'][1][0])
+  assert numbers['mean_accuracy']['skill'] == {
+      percent: pytest.approx(np.mean(numbers['curves']['skill'][i])) for i, percent in enumerate(('0', '50'))}
   zeroed = model.under(splits['test'], counts, np.ones_like(mask), 'zero', 0, 0)
   mean = model.under(splits['test'], counts, np.zeros_like(mask), 'mean', 0, 0, np.zeros(mask.shape))
   assert mean == own
@@ -138,10 +140,21 @@ def test_other_tasks_are_compared(two_trials, tmp_path):
   assert others['transfer']['sst2_sample']['zero_shot_accuracy'] == first['prompt_accuracy'][0]
   assert 0 <= others['transfer']['sst2_sample']['overlap'] <= 1
   assert np.shape(others['spearman_by_layer']) == (2, 2, 2)
+  assert others['spearman_with'] == {'sst2_sample': {
+      'all': others['spearman'][0][1], 'by_layer': [layer[0][1] for layer in others['spearman_by_layer']]}}
   assert (tmp_path / 'out/tasks.png').stat().st_size > 1000
   with pytest.raises(FileNotFoundError, match='has no results.npz.*OTHER_PROBES'):
     run(tmp_path / 'more', first['checkpoints'][1], other_probes=(str(tmp_path),), controls=(), percents=())
   assert not (tmp_path / 'more').exists()
+
+
+def test_the_probe_of_a_task_is_found_among_others(two_trials, tmp_path):
+  folder, first = two_trials
+  assert other_probes.own([str(folder)], 'sst2_sample') == (first['checkpoints'], [])
+  with pytest.raises(ValueError, match='the probe of boolq among OTHER_PROBES probed, of which there are 0'):
+    run(tmp_path / 'out', None, datasets={**DATASETS, 'train': dataset('train', 60, 'boolq')},
+        other_probes=(str(folder),))
+  assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [

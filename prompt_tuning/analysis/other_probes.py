@@ -32,11 +32,30 @@ def read(paths: Sequence[str], neurons: tuple[int, int]) -> dict[str, Other]:
   return dict(zip(names, found, strict=True))
 
 
-def _read(path: str, neurons: tuple[int, int]) -> Other:
+def own(paths: Sequence[str], task: str) -> tuple[list[str], list[str]]:
+  """What the probe of `task` among others probed (its `CHECKPOINT_PATH`), and the folders of the others.
+
+  Raises:
+    FileNotFoundError, ValueError: no probe; or none, or several, of the task.
+  """
+  numbers = {path: json.loads((_folder(path) / 'metrics.json').read_text()) for path in paths}
+  found = [path for path in paths if numbers[path]['task'] == task]
+  if len(found) != 1:
+    raise ValueError(f'CHECKPOINT_PATH=None takes what the probe of {task} among OTHER_PROBES probed, of which there '
+                     f'are {len(found)} in {tuple(paths)}; expected one. Set CHECKPOINT_PATH.')
+  return numbers[found[0]]['checkpoints'], [path for path in paths if path != found[0]]
+
+
+def _folder(path: str) -> pathlib.Path:
   folder = pathlib.Path(path)
   if not (folder / 'results.npz').is_file() or not (folder / 'metrics.json').is_file():
     raise FileNotFoundError(f'{path} has no results.npz and metrics.json; expected the PROBE_OUTPUT_DIR of a finished '
                             'probe (OTHER_PROBES, NEURONS_OF).')
+  return folder
+
+
+def _read(path: str, neurons: tuple[int, int]) -> Other:
+  folder = _folder(path)
   with np.load(folder / 'results.npz', allow_pickle=False) as file:
     arrays = {'pred': file['pred'], 'activated': file['activated']}
   if arrays['pred'].shape[1:] != neurons:
@@ -62,10 +81,14 @@ def compare(
       'overlap': transfer.overlap(other['activated'], activated),
       'overlap_of_top_neurons': transfer.overlap(other['activated'], activated, mine),
   } for name, other in others.items()}
-  noise_on = {name: accuracy(predictivity.top(other['pred'], _NOISE_PERCENT), 0) for name, other in others.items()}
-  noise_on['its own'] = accuracy(predictivity.top(pred, _NOISE_PERCENT), 0)
+  own = accuracy(predictivity.top(pred, _NOISE_PERCENT), 0)
+  noise_on = {task: own, **{
+      name: accuracy(predictivity.top(other['pred'], _NOISE_PERCENT), 0) for name, other in others.items()}}
+  noise_on['its own'] = own  # also where another is of the same task
   found = {
       'tasks': [task, *others], 'spearman': overall.tolist(), 'spearman_by_layer': by_layer.tolist(),
+      'spearman_with': {name: {'all': float(overall[0, i]), 'by_layer': by_layer[:, 0, i].tolist()}
+                        for i, name in enumerate([task, *others])},
       'noise_on': noise_on, 'transfer': moved}
   if len(moved) > 1:
     column = lambda name: np.array([row[name] for row in moved.values()])

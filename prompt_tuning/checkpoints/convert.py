@@ -13,6 +13,7 @@ from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.checkpoints import base, huggingface, keys, t5x_writer
 from prompt_tuning.checkpoints.source import Source, TensorInfo
 from prompt_tuning.checkpoints.storage import Folder
+from prompt_tuning.checkpoints.tuned_file import Tuned
 from prompt_tuning.types import Params
 
 FORMS = ('huggingface', 't5x', 't5x_scan')
@@ -34,6 +35,29 @@ def in_memory(params: Params, config: config_lib.BackboneConfig, tokenizer_path:
       key_table=lambda config: {path: keys.Entry((path,)) for path in arrays},
       ignored=lambda name: False,
       tokenizer_path=tokenizer_path)
+
+
+def of_full(trained: Tuned, path: str | os.PathLike, tokenizer_path: str | None = None) -> Source:
+  """What full-parameter training made, as a model of its own.
+
+  Args:
+    trained: all parameters of a model, as `tuned.load` reads them from a run or its file.
+    path: where from, for messages.
+    tokenizer_path: as of `in_memory`.
+
+  Raises:
+    ValueError: it is of another method, or does not say the dimensions of the model.
+  """
+  if trained.method != 'full':
+    raise ValueError(f'{path}: holds a {trained.method}, which is no model by itself; only what methods/full.gin '
+                     'trains is one.')
+  try:
+    config = config_lib.BackboneConfig(**trained.about['base_config'])
+  except (KeyError, TypeError) as error:
+    raise ValueError(f'{path}: does not say the dimensions of its model (base_config: {error!r}); use a file that a '
+                     'run has written.') from error
+  params = {name.removeprefix('full/'): x for name, x in trained.tensors.items()}
+  return in_memory(trees.unflatten(params), config, tokenizer_path)
 
 
 def form_for(source: Source, to: str | os.PathLike) -> str:

@@ -176,3 +176,7 @@ def check_resumable(about: Mapping[str, Any], now: Mapping[str, Any], model_dir:
     raise ResumeError(
         f'The checkpoint in {model_dir} was made with optimizer {about["optimizer"]} and seed {about["seed"]}, asked '
         f'for now: {now["optimizer"]} and seed {now["seed"]}. {way_out}')
+  was, is_now = ({name: x.get(name, 0) for name in ('initial_step', 'restore_optimizer')} for x in (about, now))
+  if was != is_now:
+    say = lambda x: f'INITIAL_STEP={x["initial_step"]}, RESTORE_OPTIMIZER={bool(x["restore_optimizer"])}'
+    raise ResumeError(f'The run in {model_dir} began with {say(was)}; asked for now: {say(is_now)}. {way_out}')

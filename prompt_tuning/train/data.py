@@ -7,6 +7,7 @@ the global batches do not depend on how many processes there are.
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import inspect
 import queue
 import threading
 from typing import Any
@@ -16,7 +17,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning import features, tasks
-from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks import caching, vocabularies
 from prompt_tuning.tokenizer import AnyTokenizer
 
 tf.config.set_visible_devices([], 'GPU')  # TensorFlow only reads data: left alone it takes all of a GPU's memory
@@ -58,14 +59,27 @@ class Dataset:
     if self.split not in task.splits:
       raise ValueError(
           f'{self.mixture_or_task_name} has no split {self.split!r}; it has {", ".join(sorted(task.splits))}.')
+    if self.use_cached:
+      caching.require(task, self.split)
     order = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] >> 1)
     more = {'copy_pretokenized': True} if isinstance(task, seqio.Mixture) else {}  # a task keeps its text anyway
+    lengths = dict(self.task_feature_lengths) if _asks_for_lengths(task) else None
     data = task.get_dataset(
-        sequence_length=None, split=self.split, shuffle=self.shuffle, seed=order, num_epochs=1,
+        sequence_length=lengths, split=self.split, shuffle=self.shuffle, seed=order, num_epochs=1,
         use_cached=self.use_cached, **more)
     if self.limit is not None:
       data = data.take(self.limit)
     return data.skip(skip).as_numpy_iterator()
+
+
+def _asks_for_lengths(task: seqio.Task | seqio.Mixture) -> bool:
+  """Whether a step of the task, other than seqio's cutting, depends on lengths, as of language modelling.
+
+  Elsewhere examples come uncut, so that what is cut can be counted.
+  """
+  steps = [step for each in getattr(task, 'tasks', [task]) for step in each.preprocessors]
+  return any('sequence_length' in inspect.signature(step).parameters
+             for step in steps if step is not seqio.preprocessors.append_eos_after_trim)
 
 
 def encoder(

@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 
-from prompt_tuning import decoding, features, loading
+from prompt_tuning import decoding, ensemble, features, loading
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
@@ -55,7 +55,8 @@ class Evaluator:
   def __call__(self, trainable) -> tuple[dict[str, float], list[str]]:
     """Returns the metrics and one JSON line an example: input, target (or its references), prediction, score.
 
-    Only tasks with score metrics pay for scoring; elsewhere `score` is the prediction's own log-probability.
+    Only tasks with score metrics pay for scoring, and those with no others have no prediction. `score` is the
+    log-probability of the prediction, or of the target where there is none.
     """
     task, loaded = self.dataset.task, self._loaded
     convert = converter(self.dataset, loaded.model, loaded.tokenizer)
@@ -65,25 +66,28 @@ class Evaluator:
       decode = loaded.model.readout.decode
     elif convert.encode is not None:
       decode = lambda ids, source: convert.layout.decode(loaded.tokenizer, ids)
+    generating = bool(task.predict_metric_fns) or not task.score_metric_fns
     targets, predictions, rows, scores = [], [], [], []
     progress = Progress(unit='example')
     for examples, batch in data.eval_batches(self.dataset, convert):
       sources = batch['encoder_input_tokens']
       batch = loaded.partitioner.place_batch(batch)
       numbers = len(rows) + np.arange(self.dataset.batch_size)
-      decoded = self._generate(trainable, loaded.frozen, batch, keys=decoding.example_keys(numbers))
-      tokens, log_probs = (np.asarray(x)[:len(examples), 0] for x in (decoded.tokens, decoded.log_probs))
       if task.score_metric_fns:
-        scores += np.asarray(self._score(trainable, loaded.frozen, batch))[:len(examples)].tolist()
-      for example, source, ids, log_prob in zip(examples, sources, tokens, log_probs, strict=False):
-        text = decode([int(i) for i in ids], source)
+        log_probs = np.asarray(self._score(trainable, loaded.frozen, batch))[:len(examples)]
+        scores += log_probs.tolist()
+      if generating:
+        decoded = self._generate(trainable, loaded.frozen, batch, keys=decoding.example_keys(numbers))
+        tokens, log_probs = (np.asarray(x)[:len(examples), 0] for x in (decoded.tokens, decoded.log_probs))
+      for i, (example, source) in enumerate(zip(examples, sources, strict=False)):
         target = _text(example, 'targets', vocabulary)
         goal = task.postprocess_fn(target, example=example, is_target=True)
         targets.append(goal)
-        predictions.append(task.postprocess_fn(text, example=example, is_target=False))
-        rows.append(json.dumps({
-            'input': _text(example, 'inputs', vocabulary), 'target': goal if isinstance(goal, list) else target,
-            'prediction': text, 'score': float(log_prob)}, ensure_ascii=False))
+        row = {'input': _text(example, 'inputs', vocabulary), 'target': goal if isinstance(goal, list) else target}
+        if generating:
+          row['prediction'] = decode([int(token) for token in tokens[i]], source)
+          predictions.append(task.postprocess_fn(row['prediction'], example=example, is_target=False))
+        rows.append(json.dumps({**row, 'score': float(log_probs[i])}, ensure_ascii=False))
       progress.show(len(rows), {})
     metrics: dict[str, float] = {}
     for fns, outputs in ((task.predict_metric_fns, predictions), (task.score_metric_fns, scores)):
@@ -111,7 +115,26 @@ def evaluate(
   """
   root = writers.writable_folder(output_dir, 'EVAL_OUTPUT_DIR')
   loaded = loading.load(initial_checkpoint_path, method, backbone, partitioner, random_seed)
-  trainable = loaded.new_trainable(random_seed)
+  return _score(loaded, loaded.new_trainable(random_seed), eval_datasets, decoder, root)
+
+
+def evaluate_ensemble(
+    *,
+    output_dir: str,
+    initial_checkpoint_path: str,
+    checkpoint_paths: Sequence[str],
+    eval_datasets: Sequence[data.Dataset],
+    backbone: loading.Backbone = loading.Backbone(),  # noqa: B008 (frozen)
+    partitioner: Partitioner | None = None,
+    decoder: decoding.Decoder | None = None,
+) -> Mapping[str, Mapping[str, float]]:
+  """Scores the majority vote of what was trained several times (Lester et al. 2021, section 6); else as `evaluate`."""
+  root = writers.writable_folder(output_dir, 'EVAL_OUTPUT_DIR')
+  loaded, trainable = ensemble.read(initial_checkpoint_path, checkpoint_paths, backbone, partitioner)
+  return _score(loaded, trainable, eval_datasets, decoder, root)
+
+
+def _score(loaded: loading.Loaded, trainable, eval_datasets, decoder, root) -> dict[str, Mapping[str, float]]:
   began, results = time.monotonic(), {}
   for dataset in eval_datasets:
     loaded.partitioner.check_batch(dataset.batch_size)
@@ -119,7 +142,8 @@ def evaluate(
     results[name], rows = Evaluator(loaded, dataset, decoder)(trainable)
     writers.write_lines(root / f'{name}.jsonl', rows)
     print(f'{name}  ' + '  '.join(f'{k} {v:.4f}' for k, v in results[name].items()), flush=True)
-  writers.write_json(root / 'metrics.json', {**results, 'seconds': time.monotonic() - began})
+  results['seconds'] = time.monotonic() - began
+  writers.write_json(root / 'metrics.json', results)
   return results
 
 

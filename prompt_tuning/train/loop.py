@@ -1,7 +1,7 @@
 """The training job: load a frozen base, train the small thing on top, evaluate, checkpoint, resume.
 
-T5X's trainer counts the steps of pretraining in TRAIN_STEPS; here TRAIN_STEPS are steps of this run, as nothing
-that was pretrained is changed by them.
+T5X's trainer counts the steps of pretraining in TRAIN_STEPS; here TRAIN_STEPS are steps of this run. Where a run goes
+on with pretraining, INITIAL_STEP says how many came before: see `pretrained.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,8 @@ from prompt_tuning.methods import readouts
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
-from prompt_tuning.train import data, losses, optim, writers
+from prompt_tuning.tasks import metrics as task_metrics
+from prompt_tuning.train import data, losses, optim, pretrained, writers
 from prompt_tuning.train import evaluate as evaluate_lib
 from prompt_tuning.train import step as step_lib
 
@@ -54,6 +55,8 @@ def train(
     backbone: loading.Backbone = loading.Backbone(),  # noqa: B008 (frozen)
     partitioner: Partitioner | None = None,
     loss: Callable[..., losses.Loss] = losses.compute,
+    initial_step: int | str = 0,
+    restore_optimizer: bool = False,
     random_seed: int = 0,
     use_hardware_rng: bool = True,
     microbatches: int = 1,
@@ -73,17 +76,20 @@ def train(
     model_dir: MODEL_DIR; a run found there is resumed from its newest checkpoint.
     initial_checkpoint_path: the base, see `loading.load`.
     loss: `losses.compute` with its options.
+    train_steps: of this run; behind those of `initial_step`.
+    initial_step, restore_optimizer: steps that came before, and their optimizer's state, see `pretrained.py`.
     random_seed: fixes initialisation, data order and dropout.
     eval_period, save_period, log_period: in steps.
-    eval_initial: evaluate the untrained method too (at the end, so that training begins at once), as step 0.
-    best_metric: 'metric' or 'task/metric' that chooses the best checkpoint; None: the mean of the first evaluated
-      task's metrics (Lester et al. 2021 average where a task has several).
+    eval_initial: evaluate the untrained method too, as the step before the first (at the end, so that training begins
+      at once).
+    best_metric: 'metric' or 'task/metric' that chooses the best checkpoint; None: the mean over the evaluated tasks
+      of the mean of each one's metrics (Lester et al. 2021). A 'metric' alone is that of the first task.
     early_stopping_patience: stop after so many evaluations without a better one.
     decoder: of evaluations, see `decoding`; None: greedy.
     on_start: called when everything is built, before the first step (the entry point saves the configuration).
 
   Returns:
-    What `summary.json` holds: last and best step, metrics before and after, seconds (of training alone, and of
+    What `summary.json` holds: last and best step, whether SIGTERM ended it, metrics before and after, seconds (of training alone, and of
     everything), bytes of what is trained and of what is frozen.
 
   Raises:
@@ -109,9 +115,11 @@ def train(
   model, frozen = loaded.model, loaded.frozen
 
   # --- The trainables and their optimizer.
-  optimizer_ = optimizer(schedule)
+  first_step = pretrained.first_step(initial_step, initial_checkpoint_path)
+  end = first_step + train_steps
+  optimizer_ = optimizer(schedule if restore_optimizer else pretrained.from_step(schedule, first_step, train_steps))
   trainable = loaded.new_trainable(random_seed)
-  state = partitioner.replicate(step_lib.init_state(trainable, optimizer_))
+  state = partitioner.replicate(step_lib.init_state(trainable, optimizer_)._replace(step=np.int32(first_step)))
   tell(f'{trees.size(trainable)} trainable on {trees.size(frozen)} frozen parameters ({loaded.path}), '
        f'mesh {dict(partitioner.mesh.shape)}')
 
@@ -119,7 +127,8 @@ def train(
   checkpoints = run_checkpoints.RunCheckpoints(model_dir, keep)
   about = {
       'base_fingerprint': loaded.fingerprint(), 'base_path': loaded.path, 'seed': random_seed,
-      'optimizer': name_of(optimizer), 'method': repr(method).split('\n')[0], **settings_of(model),
+      'optimizer': name_of(optimizer), 'initial_step': first_step,
+      'restore_optimizer': restore_optimizer, 'method': repr(method).split('\n')[0], **settings_of(model),
       'state': run_checkpoints.description(state._asdict())}
   position, best, waited = None, -math.inf, 0
   if (latest := checkpoints.latest) is not None:
@@ -128,9 +137,12 @@ def train(
     state = step_lib.TrainState(**checkpoints.restore(latest, state._asdict()))
     position, best, waited = before['position'], before['best'], before['waited']
     tell(f'resuming {model_dir} at step {latest}')
+  elif restore_optimizer:
+    restored = pretrained.restored(state.opt_state, trainable, initial_checkpoint_path, loaded.config, first_step)
+    state = state._replace(opt_state=partitioner.replicate(restored))
   start = int(state.step)
-  if start >= train_steps and (root / 'summary.json').exists():
-    tell(f'{model_dir} has its {train_steps} steps already; raise TRAIN_STEPS to go on')
+  if start >= end and (root / 'summary.json').exists():
+    tell(f'{model_dir} has its steps up to {end} already; raise TRAIN_STEPS to go on')
     checkpoints.close()
     return json.loads((root / 'summary.json').read_text())
 
@@ -170,12 +182,12 @@ def train(
 
   # --- The loop.
   results = {}
-  progress, pending = Progress(train_steps, start), []
-  step, saved, stop = start, start, False
+  progress, pending = Progress(end, start), []
+  step, saved, stop = start, latest or 0, False
   train_seconds = 0.0
   stream = data.prefetch(batches, partitioner.place_batch)
   try:
-    while step < train_steps and not stop:
+    while step < end and not stop:
       tick = time.monotonic()
       batch, position = next(stream)
       state, metrics = train_step(state, frozen, batch)
@@ -185,8 +197,8 @@ def train(
         jax.block_until_ready(state)
         tell(f'first step done {time.monotonic() - began:.1f} s after the start of the run')
       stop = preemption.requested
-      evaluating = bool(evaluators) and (step % eval_period == 0 or step == train_steps)
-      saving = step % save_period == 0 or step == train_steps or evaluating or stop
+      evaluating = bool(evaluators) and (step % eval_period == 0 or step == end)
+      saving = step % save_period == 0 or step == end or evaluating or stop
       if step % log_period == 0 or saving:
         log = _fetch(pending, saved, model_dir)
         real = sum(float(np.count_nonzero(tokens != loaded.config.source_pad_id)) for _, _, tokens in pending)
@@ -194,7 +206,7 @@ def train(
         progress.add(examples=len(pending) * train_dataset.batch_size, tokens=padded, **{'real tokens': real})
         writer.write(step, 'train', **log, learning_rate=float(schedule(step - 1)),
                      **{'non_padding_fraction/encoder': real / padded})
-        progress.show(step, {k: log[k] for k in ('loss', 'accuracy')}, force=step == train_steps)
+        progress.show(step, {k: log[k] for k in ('loss', 'accuracy')}, force=step == end)
         pending = []
       train_seconds += time.monotonic() - tick
       metric = None
@@ -208,7 +220,9 @@ def train(
       if saving:
         save(step, metric)
         saved = step
-    before = evaluate(0, loaded.new_trainable(random_seed)) if eval_initial and not preemption.requested else None
+    before = None
+    if eval_initial and not preemption.requested:
+      before = evaluate(first_step, loaded.new_trainable(random_seed))
   finally:
     stream.close()
     writer.close()
@@ -218,7 +232,8 @@ def train(
   if report := converter.report():
     tell(f'train: {report}')
   summary = {
-      'step': step, 'best_step': checkpoints.best, 'metrics_before': before, 'metrics': results,
+      'step': step, 'interrupted': preemption.requested, 'best_step': checkpoints.best,
+      'metrics_before': before, 'metrics': results,
       'train_seconds': train_seconds, 'total_seconds': time.monotonic() - began,
       'trainable_bytes': trees.nbytes(trainable), 'frozen_bytes': trees.nbytes(frozen)}
   if first:
@@ -226,7 +241,7 @@ def train(
   return summary
 
 
-_DIAGNOSTICS = ('legal_label_rate',)  # metrics that say how a model fails, not how good it is
+DIAGNOSTICS = task_metrics.DIAGNOSTICS
 
 
 def settings_of(model) -> dict[str, object]:
@@ -242,9 +257,9 @@ def name_of(function: Callable) -> str:
 
 def choose(results: Mapping[str, Mapping[str, float]], best_metric: str | None) -> float:
   """The number that decides which checkpoint is best."""
-  metrics = next(iter(results.values()))
   if best_metric is None:
-    return float(np.mean([value for name, value in metrics.items() if name not in _DIAGNOSTICS]))
+    return float(np.mean([task_metrics.task_score(metrics) for metrics in results.values()]))
+  metrics = next(iter(results.values()))
   task, slash, name = best_metric.rpartition('/')
   metrics = results.get(task, {}) if slash else metrics
   if name not in metrics:

@@ -2,10 +2,12 @@
 
 `adafactor` is T5X's (Shazeer & Stern 2018, without its relative step size), because the learning rate of 0.3 of
 Lester et al. 2021 depends on its details; optax's differs in the decay of the second moment's first step, in the
-order of clipping and weight decay, and scales weight decay by the learning rate. `adamw` is optax's.
+order of clipping and weight decay, and scales weight decay by the learning rate. Each layer of a base's stacked
+parameters [L, ...] is a parameter of its own to it, as it is to T5X with layers scanned or not. `adamw` is optax's.
 """
 
 from collections.abc import Callable, Mapping
+import re
 from typing import NamedTuple
 
 import jax
@@ -19,7 +21,10 @@ Optimizer = Callable[[Schedule], optax.GradientTransformation]
 """What a configuration names: a schedule -> an optax transformation."""
 
 
-class _Slots(NamedTuple):
+_STACKED = re.compile(r'(encoder|decoder)/layers(_\d+)?/')  # in the paths of a base's parameters [L, ...]
+
+
+class Slots(NamedTuple):
   """Second-moment estimate of one parameter: whole (`v`), or factored into rows and columns."""
 
   v: Array | None
@@ -56,22 +61,22 @@ def adafactor(
 
   def init_slots(p):
     if (axes := dims(p.shape)) is None:
-      return _Slots(jnp.zeros(p.shape, jnp.float32), None, None)
+      return Slots(jnp.zeros(p.shape, jnp.float32), None, None)
     without = lambda axis: jnp.zeros([n for i, n in enumerate(p.shape) if i != axis], jnp.float32)
-    return _Slots(None, without(axes[1]), without(axes[0]))
+    return Slots(None, without(axes[1]), without(axes[0]))
 
   def update_leaf(g, p, slots, step, learning_rate):
     g, p32 = g.astype(jnp.float32), p.astype(jnp.float32)
     beta = 1.0 - (step + 1.0) ** -decay_rate
     g2 = jnp.square(g) + epsilon1
     if (axes := dims(p.shape)) is None:
-      slots = _Slots(beta * slots.v + (1 - beta) * g2, None, None)
+      slots = Slots(beta * slots.v + (1 - beta) * g2, None, None)
       update = g * jax.lax.rsqrt(slots.v)
     else:
       smaller, larger = axes
       v_row = beta * slots.v_row + (1 - beta) * jnp.mean(g2, axis=larger)
       v_col = beta * slots.v_col + (1 - beta) * jnp.mean(g2, axis=smaller)
-      slots = _Slots(None, v_row, v_col)
+      slots = Slots(None, v_row, v_col)
       row_axis = smaller - (smaller > larger)  # of the smaller axis within v_row
       row = jax.lax.rsqrt(v_row / jnp.mean(v_row, axis=row_axis, keepdims=True))
       update = g * jnp.expand_dims(row, larger) * jnp.expand_dims(jax.lax.rsqrt(v_col), smaller)
@@ -82,15 +87,21 @@ def adafactor(
     return (-learning_rate * update - weight_decay_rate * p32).astype(p.dtype), slots
 
   def make(schedule: Schedule) -> optax.GradientTransformation:
+    def each_layer(path, fn):
+      stacked = _STACKED.search(jax.tree_util.keystr(path, simple=True, separator='/'))
+      return jax.vmap(fn) if stacked else fn
+
     def init(params):
-      return AdafactorState(jnp.zeros((), jnp.int32), jax.tree.map(init_slots, params))
+      slots = jax.tree_util.tree_map_with_path(lambda path, p: each_layer(path, init_slots)(p), params)
+      return AdafactorState(jnp.zeros((), jnp.int32), slots)
 
     def update(grads, state, params):
-      step = state.step.astype(jnp.float32)
-      leaves, treedef = jax.tree.flatten(params)
+      step, rate = state.step.astype(jnp.float32), schedule(state.step)
+      leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
       pairs = [
-          update_leaf(g, p, s, step, schedule(state.step))
-          for g, p, s in zip(treedef.flatten_up_to(grads), leaves, treedef.flatten_up_to(state.slots), strict=True)]
+          each_layer(path, lambda g, p, s: update_leaf(g, p, s, step, rate))(g, p, s)
+          for g, (path, p), s in zip(
+              treedef.flatten_up_to(grads), leaves, treedef.flatten_up_to(state.slots), strict=True)]
       updates, slots = ([pair[i] for pair in pairs] for i in (0, 1))
       return treedef.unflatten(updates), AdafactorState(state.step + 1, treedef.unflatten(slots))
 

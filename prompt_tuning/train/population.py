@@ -217,7 +217,8 @@ def train(
   if report := converters[0].report():
     tell(f'train: {report}')
   summary = {
-      'step': step, 'train_seconds': train_seconds, 'total_seconds': time.monotonic() - began,
+      'step': step, 'interrupted': preemption.requested,
+      'train_seconds': train_seconds, 'total_seconds': time.monotonic() - began,
       'trainable_bytes': trees.nbytes(trainables), 'frozen_bytes': trees.nbytes(loaded.frozen),
       'members': [{**dataclasses.asdict(member), **x.summary()} for member, x in zip(members, trained, strict=True)]}
   if first:

@@ -30,7 +30,8 @@ def examples(name, split, **options):
 def rows(name, split, **options):
   """(source, first reference) as the task's source gives them, which spares the tokenizer."""
   dataset = tasks.load(name).source.get_dataset(split, **{'shuffle': False, **options})
-  return [(row['source'].decode(), row['references'][0].decode()) for row in dataset.as_numpy_iterator()]
+  return [(row.get('source', row.get('inputs')).decode(), row['references'][0].decode())
+          for row in dataset.as_numpy_iterator()]
 
 
 def sources(name, split, **options):
@@ -168,7 +169,8 @@ def test_the_draw():
     ('e2e_low75_s0', r'expected e2e_low<size>_s<seed> with a size of \(50, 100, 200, 500\)'),
     ('xsum_low50_s5', 'and a seed from 0 to 4'),
     ('e3e_low50_s0', "no task or mixture 'e3e_low50_s0'"),
-    ('sst2_sample_low50_s0', "no task or mixture 'sst2_sample_low50_s0'"),
+    ('sst2_on_imdb_low50_s0', "no task or mixture 'sst2_on_imdb_low50_s0'"),  # which has no training split
+    ('super_glue_v102_proportional_low50_s0', 'no task or mixture'),
 ])
 def test_other_low_data_names_are_refused(name, message):
   with pytest.raises(ValueError, match=message):

@@ -1,0 +1,136 @@
+"""From the folders of a table's steps to the cells of its report."""
+
+from collections.abc import Mapping, Sequence
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from prompt_tuning.reproduce import report
+from prompt_tuning.reproduce.runner import Runner
+from prompt_tuning.reproduce.table import Part, Step, Table, choices, steps_of
+from prompt_tuning.train.loop import DIAGNOSTICS
+
+
+def read(folder: pathlib.Path, command: str, result: Mapping) -> dict[str, float]:
+  """The numbers that a step left, flat.
+
+  Of a training: the metrics of its best evaluation by name (of several tasks `task/name`), their mean as `score` as
+  Lester et al. 2021 average (over metrics, then tasks), `best_step`, `steps`, `seconds`, and `steps_to_1%` and
+  `seconds_to_1%`: the first evaluation within 1% of the best score (their table 5). Of an evaluation: its metrics and
+  `score`, and `seconds`. Of anything else: every number of what the command returned, as 'a/b/c'.
+
+  Args:
+    folder: of the step.
+    command: of the step.
+    result: what the command returned.
+  """
+  if command == 'train':
+    return _training(folder, result)
+  if command in ('eval', 'ensemble'):
+    tasks = {task: metrics for task, metrics in result.items() if isinstance(metrics, Mapping)}
+    return {**_metrics(tasks), 'seconds': result.get('seconds', math.nan)}
+  return dict(_flat(result))
+
+
+def _training(folder: pathlib.Path, summary: Mapping) -> dict[str, float]:
+  lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  evaluations: dict[int, dict[str, dict[str, float]]] = {}
+  for line in lines:
+    if line['split'].startswith('inference_eval/'):
+      values = {name: x for name, x in line.items() if name not in ('step', 'split')}
+      evaluations.setdefault(line['step'], {})[line['split'].split('/', 1)[1]] = values
+  found = {'steps': summary['step'], 'seconds': summary['train_seconds']}
+  for name in ('trainable_bytes', 'frozen_bytes'):
+    found[name] = summary[name]
+  if summary.get('metrics_before'):
+    found |= {f'before/{name}': x for name, x in _metrics(summary['metrics_before']).items()}
+  if (best := summary['best_step']) in evaluations:
+    found |= {**_metrics(evaluations[best]), 'best_step': best}
+    scores = {step: _metrics(tasks)['score'] for step, tasks in evaluations.items() if step}
+    near = min(step for step, score in scores.items() if score >= 0.99 * max(scores.values()))
+    found |= {'steps_to_1%': near, 'seconds_to_1%': summary['train_seconds'] * near / summary['step']}
+  return found
+
+
+def _metrics(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+  score = np.mean([np.mean([x for name, x in metrics.items() if name not in DIAGNOSTICS])
+                   for metrics in tasks.values()])
+  names = {(f'{task}/{name}' if len(tasks) > 1 else name): x
+           for task, metrics in tasks.items() for name, x in metrics.items()}
+  return {'score': float(score), **names}
+
+
+def _flat(value, path: str = ''):
+  if isinstance(value, Mapping | list | tuple):
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for name, one in items:
+      yield from _flat(one, f'{path}/{name}' if path else str(name))
+  elif isinstance(value, bool | int | float):
+    yield path, float(value)
+
+
+def cells(table: Table, runner: Runner) -> list[report.Cell]:
+  """The cells of a table as far as its steps are done, with the paper's figures."""
+  found: dict[tuple, report.Cell] = {}
+  for part in table.parts:
+    steps = steps_of(part, str(runner.root))
+    over = {axis: points for axis, points in part.axes.items() if axis not in (*part.repeats, *part.mean_over)}
+    for points in choices(over):
+      for heading, measure in part.measures.items():
+        values, missing = _values(part, steps, runner, points, measure)
+        row = tuple(str(points.get(head, part.labels.get(head, ''))) for head in table.rows)
+        column = tuple(str(points.get(head, part.labels.get(head, ''))) for head in table.columns)
+        column += (heading,) if len(part.measures) > 1 or not column else ()
+        if (row, column) in found:
+          raise ValueError(f'Two choices of points, the second {points}, are in the cell {"/".join((*row, *column))}. '
+                           'Name more axes in rows or columns, or take one point (--subset).')
+        figure, tag = _figure(table.paper.get('/'.join((*row, *column)), ''), table.tag)
+        found[row, column] = report.Cell(
+            row, column, tuple(values), missing=missing, paper=figure, tag=tag, digits=table.digits)
+  for name, value in table.published.items():
+    labels = tuple(name.split('/'))
+    row, column = labels[:len(table.rows)], labels[len(table.rows):]
+    figure, tag = _figure(value, table.tag)
+    found.setdefault((row, column), report.Cell(
+        row, column, (), missing=table.unrun, paper=figure, tag=tag, digits=table.digits))
+  return list(found.values())
+
+
+def _figure(value, tag: str) -> tuple[str, str]:
+  """(figure, tag) of what `Table.paper` holds."""
+  if not value:
+    return '', ''
+  return (str(value), tag) if isinstance(value, str | int | float) else (str(value[0]), value[1])
+
+
+def _values(
+    part: Part, steps: Mapping[tuple, Step], runner: Runner, points: Mapping[str, str],
+    measure) -> tuple[list[float], str]:
+  """One value for each choice on the axes that repeat, each a mean over `mean_over`; and why some are not there."""
+  values, reasons = [], {}  # reason -> where, of those that are averaged
+  sees = part.sees(measure.job)
+  repeats = {axis: part.axes[axis] for axis in part.repeats if axis in sees}
+  averaged = {axis: part.axes[axis] for axis in part.mean_over if axis in sees}
+  for repeat in choices(repeats):
+    each = []
+    for averaging in choices(averaged):
+      here = {**points, **repeat, **averaging}
+      step = steps[measure.job, tuple(here[axis] for axis in sees)]
+      if not runner.done(step):
+        reasons.setdefault(runner.why_not(step), {})[' '.join(averaging.values())] = None
+        continue
+      numbers = read(runner.root / step.folder, step.command, runner.result(step))
+      if measure.key not in numbers:
+        raise ValueError(f'{runner.root / step.folder} has no {measure.key!r}; it has {", ".join(numbers)}.')
+      each.append(numbers[measure.key] * measure.scale)
+    if len(each) == len(choices(averaged)):
+      values.append(float(np.mean(each)))
+  return values, '; '.join(', '.join(where) + f': {reason}' if averaged else reason for reason, where in reasons.items())
+
+
+def unknown_figures(table: Table, found: Sequence[report.Cell]) -> list[str]:
+  """Keys of `Table.paper` that name no cell."""
+  names = {'/'.join((*cell.row, *cell.column)) for cell in found}
+  return [name for name in table.paper if name not in names]
