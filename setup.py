@@ -42,6 +42,7 @@ setuptools.setup(
         'tokenizers>=0.21,<1',
         # Data only: nothing outside tasks/ and train/data.py imports these.
         'importlib_resources>=5',  # which TFDS needs to prepare a dataset, and does not declare
+        'requests>=2',
         'seqio>=0.0.19,<0.1',
         'tensorflow>=2.18,<2.22',
         'tensorflow-datasets>=4.9.7,<5',

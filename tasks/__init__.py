@@ -14,7 +14,7 @@
 | `xsum` | `xsum`, `xsum_news_to_sports`, `xsum_within_news` | XSum's documents, split and addresses |
 | `skill_neurons` | `wang_{sst2,sst2_sample,imdb,tweet,mnli,qnli,agnews,dbpedia}[_2][_s{seed}]` | TFDS, files, `data/` |
 | `sentiment` | `sst2_on_imdb`, `sst2_on_tweets` | the corpora of `skill_neurons`; to evaluate on |
-| `language_modeling` | `{c4,c4_v220,text,wikitext_sample}_{prefix_lm,span_corruption}` | TFDS `c4/en`, your own text, `data/` |
+| `language_modeling` | `{c4,c4_v220,text,wikitext_sample}_{prefix_lm,span_corruption}` | TFDS `c4`, own text, `data/` |
 | `sentinel` | `<task>_sentinel` | any of these, with `<extra_id_0>` before its targets |
 | `low_data` | `<task>_low{50,100,200,500}_s{0..4}` | subsets of any of these, drawn when named |
 

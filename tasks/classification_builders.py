@@ -8,7 +8,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from prompt_tuning.tasks import builders, classification_files
+from prompt_tuning.tasks import builders, classification_files, tfds_source
 
 
 class Labelled(builders.Builder, skip_registration=True):
@@ -180,7 +180,7 @@ def official(builder_class: type[Labelled], split: str) -> tf.data.Dataset:
     builder = builders.prepared(builder_class, split, data_dir)
     return builder.as_dataset(split=split, read_config=tfds.ReadConfig(try_autocache=False))
   try:
-    source = seqio.TfdsDataSource(builder_class.TFDS, splits=builder_class.TFDS_SPLITS)
+    source = tfds_source.TfdsSource(builder_class.TFDS, splits=builder_class.TFDS_SPLITS)
     dataset = source.get_dataset(split, shuffle=False)
   except (OSError, tfds.download.DownloadError) as error:
     raise ConnectionError(f'{builder_class.TFDS} could not be downloaded ({error}), and there is no folder '

@@ -35,7 +35,8 @@ def test_command(words, capsys):
     assert suites.select(flags.suite, flags.metrics and flags.metrics.split(','))
   elif words[:2] == ['prompt-tuning', 'reproduce']:
     shown = command.load(words[2]) if words[2] in command.tables() else None
-    assert command.parser().parse_args(words[2:]) and (shown is None or shown.parts)
+    assert command.parser().parse_args(words[2:])
+    assert shown is None or shown.parts
   elif words[:2] == ['prompt-tuning', 'tasks']:
     assert catalogue.parser().parse_args(words[2:])
   elif words[:2] == ['prompt-tuning', 'import-data']:

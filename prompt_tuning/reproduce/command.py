@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 import difflib
 import pathlib
+import re
 import shlex
 import sys
 
@@ -44,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
       prog='prompt-tuning reproduce', description='Runs a table of a paper and writes it beside the paper\'s figures.',
       epilog='Run again, it goes on where it was: what is done is not repeated, what was killed is resumed. '
              '--gin.NAME=VALUE sets a macro of the table or of all its runs.')
-  parser.add_argument('table', nargs='?', metavar='PAPER/TABLE', help='such as lester2021/figure3a, --list shows all; or a gin file of your own')
+  parser.add_argument('table', nargs='?', metavar='PAPER/TABLE',
+                      help='such as lester2021/figure3a, --list shows all; or a gin file of your own')
   parser.add_argument('--list', action='store_true', help='show all tables and stop')
   parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/reproduce'), metavar='FOLDER',
                       help='of all runs and tables (%(default)s); may be shared between machines')
@@ -90,10 +92,14 @@ def _seeds(text: str) -> list[str]:
 def _dry_run(steps: Sequence[table.Step], runs: runner.Runner, hours: Callable[[float], float]) -> str:
   """One line a run, with what it trains and costs, and a line of totals."""
   lines = [('run', 'command', 'trained', 'kept', 'total', 'PFLOP', 'device hours', '')]
-  total, unknown = 0.0, 0
+  total, unknown, known = 0.0, 0, {}
   for step in steps:
-    runs.settings(step)
-    found = cost.estimate(step.command)
+    # Seeds, and what comes from other steps, cost the same: each kind is configured once.
+    kind = (step.command, step.files, tuple(b for b in step.bindings if not re.match('RANDOM_SEED|CHECKPOINT_PATH', b)))
+    if kind not in known:
+      runs.settings(step)
+      known[kind] = cost.estimate(step.command)
+    found = known[kind]
     state = 'done' if runs.done(step) else found.note
     numbers = ['' if n is None else f'{n:,}' for n in (found.trained, found.kept, found.total)]
     price = ['', ''] if found.flops is None else [f'{found.flops / 1e15:,.3g}', f'{hours(found.flops):,.3g}']

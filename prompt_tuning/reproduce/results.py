@@ -76,9 +76,9 @@ def cells(table: Table, runner: Runner) -> list[report.Cell]:
   found: dict[tuple, report.Cell] = {}
   for part in table.parts:
     steps = steps_of(part, str(runner.root))
-    over = {axis: points for axis, points in part.axes.items() if axis not in (*part.repeats, *part.mean_over)}
-    for points in choices(over):
-      for heading, measure in part.measures.items():
+    for heading, measure in part.measures.items():
+      shown = [axis for axis in part.sees(measure.job) if axis not in (*part.repeats, *part.mean_over)]
+      for points in choices({axis: part.axes[axis] for axis in shown}):
         values, missing = _values(part, steps, runner, points, measure)
         row = tuple(str(points.get(head, part.labels.get(head, ''))) for head in table.rows)
         column = tuple(str(points.get(head, part.labels.get(head, ''))) for head in table.columns)
@@ -122,12 +122,14 @@ def _values(
         reasons.setdefault(runner.why_not(step), {})[' '.join(averaging.values())] = None
         continue
       numbers = read(runner.root / step.folder, step.command, runner.result(step))
-      if measure.key not in numbers:
-        raise ValueError(f'{runner.root / step.folder} has no {measure.key!r}; it has {", ".join(numbers)}.')
-      each.append(numbers[measure.key] * measure.scale)
+      if measure.key in numbers:
+        each.append(numbers[measure.key] * measure.scale)
+      else:
+        reasons.setdefault(f'{step.folder} has no {measure.key}', {})[' '.join(averaging.values())] = None
     if len(each) == len(choices(averaged)):
       values.append(float(np.mean(each)))
-  return values, '; '.join(', '.join(where) + f': {reason}' if averaged else reason for reason, where in reasons.items())
+  parts = [f'{", ".join(where)}: {reason}' if averaged else reason for reason, where in reasons.items()]
+  return values, '; '.join(parts)
 
 
 def unknown_figures(table: Table, found: Sequence[report.Cell]) -> list[str]:

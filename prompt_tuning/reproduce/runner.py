@@ -1,9 +1,9 @@
 """Runs the steps of a table: reuses what is done, resumes what was killed, and trains seeds as one population.
 
-Every step is a folder below the folder of all runs. It holds `job.gin`, its whole configuration (to run it alone:
-`prompt-tuning <command> --gin_file=<folder>/job.gin`), what the command leaves, and `done.json` when it is done: the
-seconds it took and what the command returned. A step that could not be run leaves `failed.txt` with the reason, and is
-tried again the next time.
+Every step has a folder below the folder of all runs, with what its command leaves. Beside it are `<folder>.gin`, its
+whole configuration (to run it alone: `prompt-tuning <command> --gin_file=<folder>.gin`), and `<folder>.done.json` when
+it is done: the seconds it took and what the command returned. A step that could not be run leaves `<folder>.failed.txt`
+with the reason, and is tried again the next time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ from prompt_tuning.progress import clock
 from prompt_tuning.reproduce.table import FOLDERS, SEED, Step
 from prompt_tuning.train import writers
 
-DONE, FAILED, SETTINGS = 'done.json', 'failed.txt', 'job.gin'
-_HEAVY = ('Full', 'TopK', 'Together')  # methods of which several at once would not fit beside one base
+DONE, FAILED, SETTINGS = '.done.json', '.failed.txt', '.gin'  # behind the name of a step's folder
+_HEAVY = ('Full', 'Top', 'Together')  # methods of which several at once would not fit beside one base
 
 
 class SettingsError(ValueError):
@@ -62,16 +62,20 @@ class Runner:
   overrides: Sequence[str] = ()
   together: bool = True
 
+  def beside(self, folder: str, what: str) -> pathlib.Path:
+    """The file beside a step's folder that is called as it and `what`."""
+    return self.root / f'{folder}{what}'
+
   def done(self, step: Step) -> bool:
-    return (self.root / step.folder / DONE).exists()
+    return self.beside(step.folder, DONE).exists()
 
   def result(self, step: Step) -> dict:
     """What the command of a step that is done returned."""
-    return json.loads((self.root / step.folder / DONE).read_text())['result']
+    return json.loads(self.beside(step.folder, DONE).read_text())['result']
 
   def why_not(self, step: Step) -> str:
     """Why a step is not done."""
-    path = self.root / step.folder / FAILED
+    path = self.beside(step.folder, FAILED)
     return path.read_text().strip() if path.exists() else 'not run yet'
 
   def settings(self, step: Step) -> str:
@@ -95,7 +99,7 @@ class Runner:
     found: dict[str, str] = {}
     for step in steps:
       text = self.settings(step)
-      path = self.root / step.folder / SETTINGS
+      path = self.beside(step.folder, SETTINGS)
       before = found.get(step.folder) or (path.read_text() if path.exists() else text)
       if before != text:
         lines = difflib.unified_diff(before.splitlines(), text.splitlines(), 'there', 'asked for', lineterm='', n=0)
@@ -116,7 +120,8 @@ class Runner:
       alike = re.sub(r'(?m)^(RANDOM_SEED|MODEL_DIR) = .*$', '', settings[step.folder])
       method = re.search(r'(?m)^METHOD = @(?:\w+[./])*(\w+)\(\)', alike)
       joins = (self.together and step.command == 'train' and SEED in step.points and method
-               and method[1] not in _HEAVY and re.search(r'(?m)^MICROBATCHES = 1$', alike))
+               and method[1] not in _HEAVY and re.search(r'(?m)^MICROBATCHES = 1$', alike)
+               and not (self.root / step.folder).exists())  # there it is a run of its own that was killed
       groups.setdefault(alike if joins else step.folder, []).append(step)
     return [Unit(tuple(group), '+'.join([group[0].folder, *(step.points[SEED] for step in group[1:])]))
             for group in groups.values()]
@@ -131,7 +136,7 @@ class Runner:
     for i, unit in enumerate(units):
       eta = f'  eta {clock((time.monotonic() - began) / i * (len(units) - i))}' if i else ''
       tell(f'[{i + 1}/{len(units)}] {unit.folder}{eta}')
-      waits = [need for step in unit.steps for need in step.needs if not (self.root / need / DONE).exists()]
+      waits = [need for step in unit.steps for need in step.needs if not self.beside(need, DONE).exists()]
       try:
         if waits:
           raise ValueError(f'needs {waits[0]}, which is not done')
@@ -144,7 +149,7 @@ class Runner:
         reason = re.split(r'\n\s*In call to configurable', str(error))[0]
         tell(f'  could not be run: {reason}')
         for step in unit.steps:
-          writers.write_lines(self.root / step.folder / FAILED, [reason or type(error).__name__])
+          writers.write_lines(self.beside(step.folder, FAILED), [reason or type(error).__name__])
         failed += 1
       jax.clear_caches()
     return failed
@@ -152,9 +157,10 @@ class Runner:
   def _run(self, unit: Unit, settings: Mapping[str, str]) -> None:
     began, step = time.monotonic(), unit.steps[0]
     for one in unit.steps:
-      writers.write_lines(self.root / one.folder / SETTINGS, settings[one.folder].splitlines())
+      writers.write_lines(self.beside(one.folder, SETTINGS), settings[one.folder].splitlines())
     if step.command == 'tasks':
       path = self.root / step.folder / 'tasks.json'
+      path.parent.mkdir(parents=True, exist_ok=True)
       if cli.main(['tasks', *step.bindings, f'--json={path}']):
         raise ValueError(f'`prompt-tuning tasks {" ".join(step.bindings)}` says why; see above')
       self._finish(step, began, json.loads(path.read_text()))
@@ -171,17 +177,16 @@ class Runner:
     gin_utils.text(files, [*step.bindings, *self.overrides, f'MEMBERS = {members!r}', f'MODEL_DIR = {str(folder)!r}'])
     result = _call('population')
     for i, (one, member) in enumerate(zip(unit.steps, result['members'], strict=True)):
-      for path in sorted((folder / f'member_{i}').iterdir()):
-        path.rename(self.root / one.folder / path.name)
+      if (folder / f'member_{i}').exists():  # and not where this was interrupted
+        (folder / f'member_{i}').rename(self.root / one.folder)
       if member['diverged'] is not None:
         raise FloatingPointError(f'the loss is not finite in step {member["diverged"]}')
       self._finish(one, began, {**{name: value for name, value in result.items() if name != 'members'}, **member,
                                 'population': len(members)})
 
   def _finish(self, step: Step, began: float, result) -> None:
-    folder = self.root / step.folder
-    (folder / FAILED).unlink(missing_ok=True)
-    writers.write_json(folder / DONE, {
+    self.beside(step.folder, FAILED).unlink(missing_ok=True)
+    writers.write_json(self.beside(step.folder, DONE), {
         'command': step.command, 'seconds': time.monotonic() - began, 'result': result})
 
 

@@ -32,9 +32,11 @@ class Job:
 
   Attributes:
     command: a key of `FOLDERS`. `tasks` has no configuration: its args are those of the command line.
-    args: gin files, by their names' ending, and bindings (`NAME = VALUE`); later ones win, those of the points come
-      behind. Tuples of args may be nested. `{name}` in a binding is the folder of another job of the part at the same points, as a quoted string; of
-      a job that sees more axes it is the tuple of all its folders there. `{axis}` is the label of the point on an axis.
+    args: gin files, by their names' ending, and bindings (`NAME = VALUE`), maybe in nested tuples. The points' come
+      behind, and all bindings behind all files; later ones win. So a point with a method's file is set back by that
+      file, and what a job sets beside it must be a binding. `{name}` in a binding is the folder of another job of the
+      part at the same points, as a quoted string; of a job that sees more axes it is the tuple of all its folders
+      there. `{axis}` is the label of the point on an axis.
     over: names of the axes that it sees; None: all.
   """
 

@@ -89,8 +89,8 @@ def train(
     on_start: called when everything is built, before the first step (the entry point saves the configuration).
 
   Returns:
-    What `summary.json` holds: last and best step, whether SIGTERM ended it, metrics before and after, seconds (of training alone, and of
-    everything), bytes of what is trained and of what is frozen.
+    What `summary.json` holds: last and best step, whether SIGTERM ended it, metrics before and after, seconds (of
+    training alone, and of everything), bytes of what is trained and of what is frozen.
 
   Raises:
     NonFiniteLossError: with the range of steps.

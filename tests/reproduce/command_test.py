@@ -27,7 +27,8 @@ single/table.Part:
   axes = {{'length': {{'1': ('PROMPT_LENGTH = 1',), '2': ('PROMPT_LENGTH = 2',)}}}}
   jobs = {{'train': {{'command': 'train', 'args': %TRAIN_ARGS}}, 'test': {{'command': 'eval', 'args': (
       'models/gpt2.gin', 'runs/eval.gin', "INITIAL_CHECKPOINT_PATH = '{base}'", 'CHECKPOINT_PATH = {{train}}',
-      'EVAL_LIMIT = 8', "TASK_FEATURE_LENGTHS = {{'inputs': 8, 'targets': 4}}", "MIXTURE_OR_TASK_NAME = 'sst2_sample'")}}}}
+      'EVAL_LIMIT = 8', "TASK_FEATURE_LENGTHS = {{'inputs': 8, 'targets': 4}}",
+      "MIXTURE_OR_TASK_NAME = 'sst2_sample'")}}}}
   measures = {{'accuracy': ('test', 'accuracy', 100), 'steps': ('train', 'steps')}}
   defaults = {{'length': '1'}}
 vote/table.Part:
@@ -92,7 +93,7 @@ def test_a_table_has_the_mean_of_its_seeds_beside_the_papers_figure(finished):
 def test_seeds_are_trained_as_one_population_and_have_folders_of_their_own(finished):
   _, out = finished
   for run in ('seed0', 'seed1', 'length2-seed0', 'length2-seed1'):
-    done = json.loads((out / f'runs/own/{run}/train/done.json').read_text())
+    done = json.loads((out / f'runs/own/{run}/train.done.json').read_text())
     assert done['result']['population'] == 2
     assert done['result']['seed'] == int(run[-1])
     assert (out / f'runs/own/{run}/train/prompts/best.safetensors').exists()
@@ -109,7 +110,7 @@ def test_what_is_done_is_not_run_again(finished, capsys, monkeypatch):
 
 def test_a_step_can_be_run_alone(finished, capsys):
   _, out = finished
-  file = out / 'runs/own/seed0/test/job.gin'
+  file = out / 'runs/own/seed0/test.gin'
   assert cli.main(['eval', f'--gin_file={file}', '--dry_run']) == 0
   assert "MIXTURE_OR_TASK_NAME = 'sst2_sample'" in capsys.readouterr().out
 
@@ -139,13 +140,13 @@ def test_the_vote_of_a_tables_seeds_and_runs_that_are_shared(finished, tmp_path_
   """The second table finds the first's prompts."""
   _, out = finished
   folder = tmp_path_factory.mktemp('vote')
-  before = (out / 'runs/own/seed0/train/done.json').stat().st_mtime_ns
+  before = (out / 'runs/own/seed0/train.done.json').stat().st_mtime_ns
   file = write(folder, ', @vote/table.Part()')
   assert cli.main(['reproduce', file, '--out', str(out), '--subset', 'length=1']) == 0
   text = (out / 'tables/own/lengths/table.md').read_text()
   accuracy = json.loads((out / 'runs/own/default/vote/metrics.json').read_text())['sst2_sample']['accuracy']
   assert re.search(rf'vote.*{100 * accuracy:.1f}', text)
-  assert (out / 'runs/own/seed0/train/done.json').stat().st_mtime_ns == before
+  assert (out / 'runs/own/seed0/train.done.json').stat().st_mtime_ns == before
 
 
 def test_a_cell_that_could_not_be_run_says_why(tmp_path, capsys):
@@ -176,10 +177,10 @@ def test_what_sigterm_stopped_is_resumed(tmp_path, monkeypatch):
       command.reproduce(flags[1:])
   assert len(calls) == 1
   folder = tmp_path / 'out/runs/own/seed0'
-  assert (folder / 'train/job.gin').exists()
-  assert not (folder / 'train/done.json').exists()
+  assert (folder / 'train.gin').exists()
+  assert not (folder / 'train.done.json').exists()
   assert cli.main(flags) == 0
-  assert (folder / 'train/done.json').exists()
+  assert (folder / 'train.done.json').exists()
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
