@@ -43,7 +43,7 @@ class Count:
 def count(config: BackboneConfig, method: Method, readout: Readout | None = None) -> Count:
   """Counts for a model and a method, whatever their sizes: nothing is allocated."""
   readout = readout or loading.Backbone().readout
-  model = Prompted(loading.Backbone().module(config), _plain(method), readout)
+  model = Prompted(loading.Backbone().module(config), plain(method), readout)
   frozen = nn.meta.unbox(model.abstract_frozen())
 
   def new():
@@ -58,11 +58,11 @@ def count(config: BackboneConfig, method: Method, readout: Readout | None = None
   return Count(base, trees.size(trainable), kept, base + kept - replaced)
 
 
-def _plain(method: Method) -> Method:
+def plain(method: Method) -> Method:
   """The method beginning at random: what it begins from has no part in its size."""
   fields = {field.name for field in dataclasses.fields(method)}
   if 'methods' in fields:
-    return method.clone(methods=tuple(map(_plain, method.methods)))
+    return method.clone(methods=tuple(map(plain, method.methods)))
   return method.clone(**{name: None for name in ('initializer', 'offsets') if name in fields})
 
 
@@ -108,8 +108,8 @@ def describe(method: Method) -> str:
   given = []
   for field in dataclasses.fields(method):
     value = getattr(method, field.name)
-    plain = isinstance(value, int | float | str | tuple)
-    if field.name not in ('parent', 'name') and plain and (value != field.default or field.name == 'length'):
+    simple = isinstance(value, int | float | str | tuple)
+    if field.name not in ('parent', 'name') and simple and (value != field.default or field.name == 'length'):
       given.append(f'{field.name}={value}')
     elif field.name == 'reparameterization' and value is not None:
       given.append(type(value).__name__)

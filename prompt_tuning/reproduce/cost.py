@@ -127,7 +127,7 @@ def _training(config: BackboneConfig, command: str) -> Cost:
   members = [method]
   if command == 'population':
     members = [method.clone(length=member['length']) if 'length' in member else method for member in _value('MEMBERS')]
-  counts = [_count(config, params._plain(member), readout) for member in members]
+  counts = [_count(config, params.plain(member), readout) for member in members]
   lengths, eval_lengths = _value('TASK_FEATURE_LENGTHS'), _value('EVAL_FEATURE_LENGTHS')
   steps, evaluations = _value('TRAIN_STEPS'), _value('TRAIN_STEPS') // max(_value('EVAL_PERIOD', 0) or 1, 1)
   total = 0.0

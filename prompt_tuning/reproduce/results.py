@@ -10,7 +10,7 @@ import numpy as np
 from prompt_tuning.reproduce import report
 from prompt_tuning.reproduce.runner import Runner
 from prompt_tuning.reproduce.table import Part, Step, Table, choices, steps_of
-from prompt_tuning.train.loop import DIAGNOSTICS
+from prompt_tuning.tasks import metrics as task_metrics
 
 
 def read(folder: pathlib.Path, command: str, result: Mapping) -> dict[str, float]:
@@ -55,8 +55,7 @@ def _training(folder: pathlib.Path, summary: Mapping) -> dict[str, float]:
 
 
 def _metrics(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-  score = np.mean([np.mean([x for name, x in metrics.items() if name not in DIAGNOSTICS])
-                   for metrics in tasks.values()])
+  score = np.mean([task_metrics.task_score(metrics) for metrics in tasks.values()])
   names = {(f'{task}/{name}' if len(tasks) > 1 else name): x
            for task, metrics in tasks.items() for name, x in metrics.items()}
   return {'score': float(score), **names}

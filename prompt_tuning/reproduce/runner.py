@@ -120,7 +120,8 @@ class Runner:
       alike = re.sub(r'(?m)^(RANDOM_SEED|MODEL_DIR) = .*$', '', settings[step.folder])
       method = re.search(r'(?m)^METHOD = @(?:\w+[./])*(\w+)\(\)', alike)
       joins = (self.together and step.command == 'train' and SEED in step.points and method
-               and method[1] not in _HEAVY and re.search(r'(?m)^MICROBATCHES = 1$', alike)
+               and method[1] not in _HEAVY and all(
+                   re.search(rf'(?m)^{setting}$', alike) for setting in ('MICROBATCHES = 1', 'INITIAL_STEP = 0'))
                and not (self.root / step.folder).exists())  # there it is a run of its own that was killed
       groups.setdefault(alike if joins else step.folder, []).append(step)
     return [Unit(tuple(group), '+'.join([group[0].folder, *(step.points[SEED] for step in group[1:])]))

@@ -108,6 +108,20 @@ def test_what_is_done_is_not_run_again(finished, capsys, monkeypatch):
   assert '8 runs, 8 of them done before' in capsys.readouterr().err
 
 
+def test_a_command_finds_no_folder_of_its_own(tmp_path, monkeypatch):
+  """A probe, and a base that is pruned, refuse a folder with something in it; also when tried again."""
+  found = []
+
+  def fails(command):
+    found.append((tmp_path / 'out/runs/own/seed0/train').exists())
+    raise ValueError('no')
+
+  monkeypatch.setattr(runner, '_call', fails)
+  for _ in range(2):
+    cli.main(['reproduce', write(tmp_path), '--out', str(tmp_path / 'out'), '--subset', 'length=1', '--seeds', '1'])
+  assert found == [False, False]
+
+
 def test_a_step_can_be_run_alone(finished, capsys):
   _, out = finished
   file = out / 'runs/own/seed0/test.gin'
