@@ -183,7 +183,7 @@ def official(builder_class: type[Labelled], split: str) -> tf.data.Dataset:
     source = tfds_source.TfdsSource(builder_class.TFDS, splits=builder_class.TFDS_SPLITS)
     dataset = source.get_dataset(split, shuffle=False)
   except (OSError, tfds.download.DownloadError) as error:
-    raise ConnectionError(f'{builder_class.TFDS} could not be downloaded ({error}), and there is no folder '
-                          f'{builder.manual_folder}. {builder.advice(split)}') from error
+    raise ConnectionError(f'{error} Or read files of your own: there is no folder {builder.manual_folder} yet. '
+                          f'{builder.advice(split)}') from error
   join = lambda row: tf.strings.join([tf.strings.strip(row[name]) for name in builder_class.TFDS_FIELDS], ' ')
   return dataset.map(lambda row: {'text': join(row), 'label': row['label']}, num_parallel_calls=tf.data.AUTOTUNE)

@@ -125,13 +125,14 @@ class Report:
 
 
 def markdown(report: Report) -> str:
-  """The table with its footnotes, notes and command, as GitHub shows it."""
+  """The table with its plot, footnotes, notes and command, as GitHub shows it."""
   table = _Grid(report, _escape_markdown, '±', '<sup>{}</sup>')
   line = lambda cells: f'| {" | ".join(cells)} |'
   parts = [
       f'# {_escape_markdown(report.title)}',
       ' '.join([f'{_escape_markdown(report.source)}.' if report.source else '', *table.legend()]).strip(),
       '\n'.join([line(table.head), line('---' for _ in table.head), *map(line, table.body)]),
+      f'![{_escape_markdown(report.title)}](plot.png)' if _drawn(report) else '',
       '\n'.join(f'{i}. {_escape_markdown(reason)}' for i, reason in enumerate(table.reasons, 1)),
       '\n'.join(f'- {_escape_markdown(note)}' for note in report.notes),
       f'```\n{report.command}\n```' if report.command else '']

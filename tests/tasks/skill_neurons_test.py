@@ -11,7 +11,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning import tasks
-from prompt_tuning.tasks import builders, classification_builders, metrics, skill_neurons
+from prompt_tuning.tasks import builders, classification_builders, metrics, skill_neurons, tfds_source
 
 DATA = pathlib.Path(__file__).parents[1] / 'goldens' / 'data'
 SPLITS = ('train', 'validation', 'test')
@@ -177,7 +177,7 @@ def _tfds(name, splits, rows_):
 ])
 def test_without_a_folder_tfds_is_read(tmp_path, monkeypatch, builder_class, fields, text):
   monkeypatch.setenv(builders.MANUAL_DIR, str(tmp_path))
-  monkeypatch.setattr(seqio.TfdsDataSource, 'get_dataset', _tfds(
+  monkeypatch.setattr(tfds_source.TfdsSource, 'get_dataset', _tfds(
       builder_class.TFDS, tuple(builder_class.TFDS_SPLITS), {**fields, 'label': [1], 'idx': [0]}))
   dataset = classification_builders.official(builder_class, 'test')
   assert list(dataset.as_numpy_iterator()) == [{'text': text.encode(), 'label': 1}]
@@ -185,11 +185,11 @@ def test_without_a_folder_tfds_is_read(tmp_path, monkeypatch, builder_class, fie
 
 def test_what_tfds_cannot_download_is_explained(tmp_path, monkeypatch):
   def fail(self, split, shuffle):
-    raise OSError('no network in tests')
+    raise OSError('imdb_reviews: no network in tests.')
 
   monkeypatch.setenv(builders.MANUAL_DIR, str(tmp_path))
-  monkeypatch.setattr(seqio.TfdsDataSource, 'get_dataset', fail)
-  with pytest.raises(ConnectionError, match=r'imdb_reviews.*no network.*no folder .*/imdb\. Put train/\[np\]'):
+  monkeypatch.setattr(tfds_source.TfdsSource, 'get_dataset', fail)
+  with pytest.raises(ConnectionError, match=r'imdb_reviews.*no network.*no folder .*/imdb yet\. Put train/\[np\]'):
     classification_builders.official(classification_builders.ImdbReviews, 'train')
 
 
