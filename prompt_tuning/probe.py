@@ -174,6 +174,8 @@ def probe(
     # --- Words.
     named = [(address.layer, address.neuron) for address in best]
     word_lists = _words(loaded, first, splits['train'], counts, named, words) if words else {}
+    # Of each named neuron four: highest and lowest cosine, highest and lowest mean activation.
+    numbers['words'] = [' '.join(word for word, _ in found) for found in word_lists.values()]
 
     # --- Other tasks.
     activated = measure.activated(first, _empty(loaded, datasets['train']), looks)

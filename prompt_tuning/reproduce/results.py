@@ -1,6 +1,7 @@
 """From the folders of a table's steps to the cells of its report."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 import json
 import math
 import pathlib
@@ -12,14 +13,17 @@ from prompt_tuning.reproduce.runner import Runner
 from prompt_tuning.reproduce.table import Part, Step, Table, choices, steps_of
 from prompt_tuning.tasks import metrics as task_metrics
 
+SAMPLES = 3
 
-def read(folder: pathlib.Path, command: str, result: Mapping) -> dict[str, float]:
-  """The numbers that a step left, flat.
+
+def read(folder: pathlib.Path, command: str, result: Mapping) -> dict[str, float | str]:
+  """The numbers and short texts that a step left, flat.
 
   Of a training: the metrics of its best evaluation by name (of several tasks `task/name`), their mean as `score` as
   Lester et al. 2021 average (over metrics, then tasks), `best_step`, `steps`, `seconds`, and `steps_to_1%` and
   `seconds_to_1%`: the first evaluation within 1% of the best score (their table 5). Of an evaluation: its metrics and
-  `score`, and `seconds`. Of anything else: every number of what the command returned, as 'a/b/c'.
+  `score`, and `seconds`. Both have the first outputs as texts, `sample/0/prediction` and `sample/0/input` (of several
+  tasks those of the first). Of anything else: every number and text of what the command returned, as 'a/b/c'.
 
   Args:
     folder: of the step.
@@ -30,11 +34,12 @@ def read(folder: pathlib.Path, command: str, result: Mapping) -> dict[str, float
     return _training(folder, result)
   if command in ('eval', 'ensemble'):
     tasks = {task: metrics for task, metrics in result.items() if isinstance(metrics, Mapping)}
-    return {**_metrics(tasks), 'seconds': result.get('seconds', math.nan)}
+    return {**_metrics(tasks), 'seconds': result.get('seconds', math.nan),
+            **_samples(folder / f'{next(iter(tasks))}.jsonl')}
   return dict(_flat(result))
 
 
-def _training(folder: pathlib.Path, summary: Mapping) -> dict[str, float]:
+def _training(folder: pathlib.Path, summary: Mapping) -> dict[str, float | str]:
   lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
   evaluations: dict[int, dict[str, dict[str, float]]] = {}
   for line in lines:
@@ -51,7 +56,17 @@ def _training(folder: pathlib.Path, summary: Mapping) -> dict[str, float]:
     scores = {step: _metrics(tasks)['score'] for step, tasks in evaluations.items() if step}
     near = min(step for step, score in scores.items() if score >= 0.99 * max(scores.values()))
     found |= {'steps_to_1%': near, 'seconds_to_1%': summary['train_seconds'] * near / summary['step']}
+    found |= _samples(folder / 'inference_eval' / f'{next(iter(evaluations[best]))}-{best}.jsonl')
   return found
+
+
+def _samples(path: pathlib.Path) -> dict[str, str]:
+  if not path.exists():
+    return {}
+  with path.open(encoding='utf-8') as lines:
+    rows = [json.loads(line) for line in itertools.islice(lines, SAMPLES)]
+  return {f'sample/{i}/{name}': row[name] for i, row in enumerate(rows) for name in ('input', 'prediction')
+          if name in row}
 
 
 def _metrics(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -68,6 +83,8 @@ def _flat(value, path: str = ''):
       yield from _flat(one, f'{path}/{name}' if path else str(name))
   elif isinstance(value, bool | int | float):
     yield path, float(value)
+  elif isinstance(value, str):
+    yield path, value
 
 
 def cells(table: Table, runner: Runner) -> list[report.Cell]:
@@ -86,8 +103,10 @@ def cells(table: Table, runner: Runner) -> list[report.Cell]:
           raise ValueError(f'Two choices of points, the second {points}, are in the cell {"/".join((*row, *column))}. '
                            'Name more axes in rows or columns, or take one point (--subset).')
         figure, tag = _figure(table.paper.get('/'.join((*row, *column)), ''), table.tag)
+        texts = [value for value in values if isinstance(value, str)]
         found[row, column] = report.Cell(
-            row, column, tuple(values), missing=missing, paper=figure, tag=tag, digits=table.digits)
+            row, column, () if texts else tuple(values), missing=missing, paper=figure, tag=tag, digits=table.digits,
+            text=' / '.join(texts))
   for name, value in table.published.items():
     labels = tuple(name.split('/'))
     row, column = labels[:len(table.rows)], labels[len(table.rows):]
@@ -106,7 +125,7 @@ def _figure(value, tag: str) -> tuple[str, str]:
 
 def _values(
     part: Part, steps: Mapping[tuple, Step], runner: Runner, points: Mapping[str, str],
-    measure) -> tuple[list[float], str]:
+    measure) -> tuple[list[float | str], str]:
   """One value for each choice on the axes that repeat, each a mean over `mean_over`; and why some are not there."""
   values, reasons = [], {}  # reason -> where, of those that are averaged
   sees = part.sees(measure.job)
@@ -121,12 +140,14 @@ def _values(
         reasons.setdefault(runner.why_not(step), {})[' '.join(averaging.values())] = None
         continue
       numbers = read(runner.root / step.folder, step.command, runner.result(step))
-      if measure.key in numbers:
-        each.append(numbers[measure.key] * measure.scale)
+      if isinstance(number := numbers.get(measure.key), str):
+        each.append(number)
+      elif number is not None:
+        each.append(number * measure.scale)
       else:
         reasons.setdefault(f'{step.folder} has no {measure.key}', {})[' '.join(averaging.values())] = None
     if len(each) == len(choices(averaged)):
-      values.append(float(np.mean(each)))
+      values.append(each[0] if isinstance(each[0], str) else float(np.mean(each)))
   parts = [f'{", ".join(where)}: {reason}' if averaged else reason for reason, where in reasons.items()]
   return values, '; '.join(parts)
 

@@ -230,8 +230,21 @@ def test_numbers_of_a_training_are_those_of_its_best_evaluation(tmp_path):
     rows.append({'step': step, 'split': 'inference_eval/cb', 'accuracy': accuracy, 'mean_3class_f1': f1,
                  'legal_label_rate': 1.0})
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  (tmp_path / 'inference_eval').mkdir()
+  (tmp_path / 'inference_eval/cb-30.jsonl').write_text('{"input": "a", "prediction": "b"}\n' * 9)
   found = results.read(tmp_path, 'train', {
       'step': 40, 'best_step': 30, 'train_seconds': 80.0, 'trainable_bytes': 4, 'frozen_bytes': 8})
   assert found['accuracy'] == 0.9
   assert found['score'] == pytest.approx(0.7)  # the mean of two metrics; the rate of legal labels is none
   assert (found['steps_to_1%'], found['seconds_to_1%']) == (20, 40.0)
+  assert (found['sample/0/input'], found['sample/2/prediction']) == ('a', 'b')
+  assert 'sample/3/input' not in found
+
+
+def test_a_text_is_a_cell(tmp_path, monkeypatch):
+  part = table.Part(jobs={'probe': {'command': 'probe'}}, measures={'words': ('probe', 'words/1')}, seeds=False)
+  shown = table.Table('Words', 'a test', [part], rows=('task',))
+  (tmp_path / 'default').mkdir()
+  (tmp_path / 'default/probe.done.json').write_text(json.dumps({'result': {'words': ['good fine', 'bad | worse']}}))
+  (cell,) = results.cells(shown, runner.Runner(tmp_path))
+  assert (cell.text, cell.values, cell.missing) == ('bad | worse', (), '')
