@@ -1,5 +1,6 @@
 """Every command of the README and the pages is one that runs: configurations and flags parse, scripts are there."""
 
+import csv
 import importlib
 import pathlib
 import re
@@ -11,7 +12,7 @@ import pytest
 from prompt_tuning import cli, score
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.metrics import suites
-from prompt_tuning.reproduce import command
+from prompt_tuning.reproduce import command, results, runner
 from prompt_tuning.tasks import catalogue, import_data
 from tests import models
 
@@ -62,6 +63,21 @@ def test_commands_of_the_checkpoints_page_run(tmp_path, monkeypatch):
   assert len(lines) >= 9
   for script, arguments in lines:
     assert importlib.import_module(script).main(shlex.split(arguments)) == 0, arguments
+
+
+@pytest.mark.parametrize('page', sorted((ROOT / 'docs/results').glob('*/table.md')), ids=lambda page: page.parent.name)
+def test_a_table_of_results_is_made_by_its_command(page):
+  """The rows and columns of what is committed are those that its command writes."""
+  words = shlex.split(page.read_text().rsplit('```', 2)[1])
+  assert words[:2] == ['prompt-tuning', 'reproduce']
+  shown = command.load(words[2])
+  cells = results.cells(shown, runner.Runner(pathlib.Path('nothing')))
+  with open(page.with_name('table.csv'), newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == len(cells)
+  heads = [*shown.rows]
+  assert {tuple(row[head] for head in heads) for row in rows} == {cell.row for cell in cells}
+  assert f'# {shown.title}' in page.read_text()
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
