@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "$0")/setup_venv.sh"
 ruff check .
-python -m pytest -n 2 --dist loadfile "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

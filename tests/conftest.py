@@ -8,3 +8,10 @@ os.environ['XLA_FLAGS'] = ' '.join([
     '--xla_llvm_disable_expensive_passes=true', '--xla_cpu_use_fusion_emitters=false'])
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+# Files of few tests that take minutes: begun first, or one process would be left alone with them at the end.
+LONG = ('interrupted_test', 'learns_test', 'command_test', 'bench_test', 'population_step_test', 'population_test')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.stem not in LONG)
