@@ -148,7 +148,8 @@ def reproduce(argv: Sequence[str]) -> int:
     failed = runs.run(runner.shard(units, flags.shard) if flags.shard else units, settings, runner.log)
   written = report.write(report.Report(
       title=shown.title, source=shown.source, row_heads=tuple(shown.rows), cells=results.cells(shown, runs),
-      notes=(*shown.notes, *_narrowed(shown, wanted)), command='prompt-tuning reproduce ' + shlex.join(argv),
+      notes=(*shown.notes, *_narrowed(shown, wanted)),
+      command='prompt-tuning reproduce ' + shlex.join(word for word in argv if word != '--report_only'),
       plot=report.Plot(**shown.figure) if shown.figure else None), flags.out / 'tables' / paper / name)
   print('\n'.join(str(path) for path in written))
   if failed:
