@@ -57,6 +57,7 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'metrics': (),
     'score': ('metrics', 'train.writers'),
     'partitioning': ('types', 'trees'),
+    'hlo': (),
     'checkpoints': ('types', 'trees', 'backbones.config'),
     'loading': ('types', 'trees', 'backbones', 'checkpoints', 'methods', 'partitioning', 'progress', 'prompted',
                 'tokenizer'),
