@@ -65,7 +65,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
     return function(PLAIN[command][0])(argv)
   import gin
 
-  from prompt_tuning import gin_utils
+  from prompt_tuning import compiled, gin_utils
   others, bindings = gin_utils.split_bindings(argv)
   flags = _parser(command).parse_args(others)
   if flags.tfds_data_dir:
@@ -77,6 +77,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
   if flags.dry_run:
     print(gin.config_str())
     return 0
+  compiled.keep()
   job = gin.get_configurable(function(COMMANDS[command][0]))
   if command in ('train', 'population'):
     job(on_start=lambda: save_config(gin_utils.macro('MODEL_DIR')))

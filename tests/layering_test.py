@@ -54,6 +54,7 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'features': ('types', 'trees'),
     'tokenizer': (),
     'progress': (),
+    'compiled': (),
     'metrics': (),
     'score': ('metrics', 'train.writers'),
     'partitioning': ('types', 'trees'),

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 
-from prompt_tuning import gin_utils
+from prompt_tuning import compiled, gin_utils
 from prompt_tuning.reproduce import cost, report, results, runner, table
 
 
@@ -143,7 +143,7 @@ def reproduce(argv: Sequence[str]) -> int:
   if not flags.report_only:
     settings = runs.check(steps)
     units = runs.units(steps, settings)
-    runner.keep_compiled(flags.out / 'compiled')
+    compiled.keep()  # most runs of a table are the same program
     runner.log(f'{flags.table}: {len(steps)} runs, {sum(map(runs.done, steps))} of them done before')
     failed = runs.run(runner.shard(units, flags.shard) if flags.shard else units, settings, runner.log)
   written = report.write(report.Report(

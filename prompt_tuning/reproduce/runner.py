@@ -218,11 +218,6 @@ def shard(units: Sequence[Unit], part: str) -> list[Unit]:
   return [unit for unit in units if owner[unit.steps[0].folder] == mine]
 
 
-def keep_compiled(folder: pathlib.Path) -> None:
-  """Has XLA's programs kept: most runs of a table are the same program."""
-  jax.config.update('jax_compilation_cache_dir', str(folder.absolute()))
-
-
 def log(text: str) -> None:
   """A line for whoever waits."""
   print(text, file=sys.stderr, flush=True)

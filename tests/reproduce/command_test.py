@@ -4,7 +4,6 @@ import json
 import re
 
 import gin
-import jax
 import numpy as np
 import pytest
 
@@ -57,7 +56,6 @@ def no_configuration():
   gin.clear_config()
   yield
   gin.clear_config()
-  jax.config.update('jax_compilation_cache_dir', None)
 
 
 def write(folder, more=''):
