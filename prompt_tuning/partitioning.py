@@ -94,6 +94,12 @@ class Partitioner:
           f'{name}={batch_size} does not divide over the {self.mesh.shape["data"]} data-parallel devices '
           f'(mesh {dict(self.mesh.shape)}); choose a multiple.')
 
+  def shards_here(self, batch_size: int, shards: int) -> list[int]:
+    """Which of `shards` equal runs of a batch's rows have some that this process's devices hold."""
+    held = self.rows.addressable_devices_indices_map((batch_size,)).values()
+    rows = {row for (index,) in held for row in range(*index.indices(batch_size))}
+    return sorted({row * shards // batch_size for row in rows})
+
   def place_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """The same host batch [B, ...] on every process -> global arrays, each device given its own rows."""
     return {

@@ -77,6 +77,10 @@ def test_batches_are_split_and_trainables_whole():
   assert float(whole['b']) == 3.0
 
 
+def test_shards_that_are_held_here():
+  assert Partitioner().shards_here(16, 4) == [0, 1, 2, 3]  # one process holds all
+
+
 def test_every_parameter_has_names_for_its_axes():
   boxed = abstract()
   shapes, names = (trees.flatten(f(boxed)) for f in (nn.meta.unbox, nn.get_partition_spec))

@@ -1,11 +1,14 @@
 """seqio tasks -> batches of numpy features, in an order that is a function of the seed alone.
 
 Epoch e is the task's dataset shuffled with seed (seed, e). The position in the data is therefore two integers,
-epoch and offset, kept in every checkpoint. Every process reads the same stream and its devices take their rows, so
-the global batches do not depend on how many processes there are.
+epoch and offset, kept in every checkpoint.
+
+With DATA_SHARDS = 1 every process reads the same stream and its devices take their rows. With more, the dataset is cut
+into that many streams, each of which goes round its own epochs and gives as many rows of every batch; a process reads
+those alone whose rows its devices hold. Either way the global batches do not depend on how many processes there are.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import inspect
 import queue
@@ -38,6 +41,10 @@ class Dataset:
     use_cached: read what `seqio_cache_tasks` has written.
     on_truncation: 'count' examples longer than their feature length, or 'error'.
     limit: at most so many examples (None: all).
+    shards: streams that batches are made of, each of its own part of the examples.
+
+  Raises:
+    ValueError: there is no such number of shards, or the batch does not divide into them.
   """
 
   mixture_or_task_name: str
@@ -48,13 +55,23 @@ class Dataset:
   use_cached: bool = False
   on_truncation: str = 'count'
   limit: int | None = None
+  shards: int = 1
+
+  def __post_init__(self):
+    if self.shards < 1 or self.batch_size % self.shards:
+      raise ValueError(f'BATCH_SIZE={self.batch_size} does not divide into DATA_SHARDS={self.shards} streams; choose '
+                       'a divisor of it, such as the number of hosts.')
 
   @property
   def task(self) -> seqio.Task | seqio.Mixture:
     return tasks.load(self.mixture_or_task_name)
 
-  def epoch(self, seed: int, epoch: int = 0, skip: int = 0) -> Iterator[Example]:
-    """Examples of one epoch from offset `skip` on, as numpy, not yet cut to length."""
+  def epoch(self, seed: int, epoch: int = 0, skip: int = 0, shard: int | None = None) -> Iterator[Example]:
+    """Examples of one epoch from offset `skip` on, as numpy, not yet cut to length.
+
+    `shard`: those of that stream alone (None: all). Every example is in one of them: where seqio takes every n-th of
+    one shuffled stream, all of them are shuffled with the same seed.
+    """
     task = self.task
     if self.split not in task.splits:
       raise ValueError(
@@ -64,11 +81,15 @@ class Dataset:
     order = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] >> 1)
     more = {'copy_pretokenized': True} if isinstance(task, seqio.Mixture) else {}  # a task keeps its text anyway
     lengths = dict(self.task_feature_lengths) if _asks_for_lengths(task) else None
+    limit = self.limit
+    if shard is not None and self.shards > 1:
+      more['shard_info'] = seqio.ShardInfo(shard, self.shards)
+      limit = limit and (limit + self.shards - 1 - shard) // self.shards
     data = task.get_dataset(
         sequence_length=lengths, split=self.split, shuffle=self.shuffle, seed=order, num_epochs=1,
         use_cached=self.use_cached, **more)
-    if self.limit is not None:
-      data = data.take(self.limit)
+    if limit is not None:
+      data = data.take(limit)
     return data.skip(skip).as_numpy_iterator()
 
 
@@ -116,30 +137,76 @@ def encoder(
   return encode
 
 
-class TrainBatches:
-  """Endless batches of a dataset, with a position that can be saved and restored."""
+class Stream:
+  """The endless examples of one shard of a dataset, epoch after epoch.
 
-  def __init__(self, dataset: Dataset, converter: features.Converter, seed: int, position: Mapping | None = None):
+  Attributes:
+    position: {'epoch': n, 'offset': n} of the next example.
+  """
+
+  def __init__(self, dataset: Dataset, seed: int, shard: int = 0, position: Mapping[str, int] | None = None):
     """`position`: as `position` gave it, to go on from there."""
-    self._dataset, self._converter, self._seed = dataset, converter, seed
+    self._dataset, self._seed, self._shard = dataset, seed, shard
     self.position = dict(position or {'epoch': 0, 'offset': 0})
     self._examples = self._open()
 
-  def _open(self):
-    return self._dataset.epoch(self._seed, self.position['epoch'], self.position['offset'])
+  def _open(self) -> Iterator[Example]:
+    return self._dataset.epoch(self._seed, self.position['epoch'], self.position['offset'], self._shard)
 
-  def __next__(self) -> dict[str, np.ndarray]:
-    rows = []
-    while len(rows) < self._dataset.batch_size:
-      if (example := next(self._examples, None)) is not None:
-        rows.append(example)
-        self.position['offset'] += 1
-        continue
+  def __next__(self) -> Example:
+    while (example := next(self._examples, None)) is None:
       if not self.position['offset']:
-        raise ValueError(f'{self._dataset.mixture_or_task_name}: split {self._dataset.split!r} has no examples.')
+        part = f' for shard {self._shard} of DATA_SHARDS={self._dataset.shards}' if self._dataset.shards > 1 else ''
+        raise ValueError(
+            f'{self._dataset.mixture_or_task_name}: split {self._dataset.split!r} has no examples{part}.')
       self.position = {'epoch': self.position['epoch'] + 1, 'offset': 0}
       self._examples = self._open()
-    return self._converter(rows)
+    self.position['offset'] += 1
+    return example
+
+
+class TrainBatches:
+  """Endless batches of a dataset, with a position that can be saved and restored."""
+
+  def __init__(
+      self, dataset: Dataset, converter: features.Converter, seed: int, position: Mapping | None = None,
+      shards: Sequence[int] | None = None):
+    """Args:
+      position: as `position` gave it (of all shards), to go on from there.
+      shards: those whose rows are needed here, see `Partitioner.shards_here`; None: all.
+
+    Raises:
+      ValueError: the position is of another number of shards.
+    """
+    self._dataset, self._converter = dataset, converter
+    before = [None] * dataset.shards if position is None else position.get('shards', [position])
+    if len(before) != dataset.shards:
+      raise ValueError(f'The run began with DATA_SHARDS={len(before)}, asked for now: {dataset.shards}. An epoch would '
+                       'not be whole; go on with what it began with.')
+    wanted = range(dataset.shards) if shards is None else shards
+    self._streams = {shard: Stream(dataset, seed, shard, before[shard]) for shard in wanted}
+
+  @property
+  def position(self) -> dict[str, Any]:
+    """That of the stream, or {'shards': of each}; None for those that are not read here."""
+    found = [dict(self._streams[i].position) if i in self._streams else None for i in range(self._dataset.shards)]
+    return found[0] if self._dataset.shards == 1 else {'shards': found}
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    """A batch; rows of shards that are not read here are zeros, and no device here holds them."""
+    each = self._dataset.batch_size // self._dataset.shards
+    batch = self._converter([next(stream) for stream in self._streams.values() for _ in range(each)])
+    if len(self._streams) == self._dataset.shards:
+      return batch
+    here = np.concatenate([np.arange(shard * each, (shard + 1) * each) for shard in self._streams])
+    return {name: _spread(x, here, self._dataset.batch_size) for name, x in batch.items()}
+
+
+def _spread(x: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
+  """[n, ...] as those rows of [B, ...]; the others are zeros, memory that is never touched."""
+  whole = np.zeros((batch_size, *x.shape[1:]), x.dtype)
+  whole[rows] = x
+  return whole
 
 
 def eval_batches(dataset: Dataset, converter: features.Converter) -> Iterator[tuple[list[Example], dict]]:

@@ -148,7 +148,9 @@ def train(
 
   # --- Data, and the files of the run.
   converter = evaluate_lib.converter(train_dataset, model, loaded.tokenizer)
-  batches = data.TrainBatches(train_dataset, converter, random_seed, position)
+  batches = data.TrainBatches(
+      train_dataset, converter, random_seed, position,
+      partitioner.shards_here(train_dataset.batch_size, train_dataset.shards))
   writer = writers.MetricsWriter(model_dir, start, enabled=first)
   if first:
     (root / 'model-info.txt').write_text(loading.model_info(loaded, trainable))

@@ -125,7 +125,8 @@ def train(
   # --- Data, and the files of each member.
   converters = [evaluate_lib.converter(train_dataset, x.model, x.tokenizer) for x in each]
   batches = population_step.Batches(
-      train_dataset, converters, [member.seed for member in members], before['positions'], shared_order)
+      train_dataset, converters, [member.seed for member in members], before['positions'], shared_order,
+      partitioner.shards_here(train_dataset.batch_size, train_dataset.shards))
   trained = [Trained(root / f'member_{i}', x, partitioner, start, first) for i, x in enumerate(each)]
   for member, status, trainable in zip(trained, before['status'] or [{}] * len(members), trainables, strict=True):
     member.status |= status

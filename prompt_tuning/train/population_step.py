@@ -46,18 +46,19 @@ class Batches:
 
   def __init__(
       self, dataset: data.Dataset, converters: Sequence[Callable], seeds: Sequence[int],
-      positions: Sequence[Mapping] | None, shared_order: bool):
+      positions: Sequence[Mapping] | None, shared_order: bool, shards: Sequence[int] | None = None):
     """Args:
       converters: of each member, see `features.Converter`.
       positions: as `position` gave them, to go on from there.
       shared_order: all members see the examples in the order of the first one's seed, which are then read once.
+      shards: of the dataset that are needed here (None: all).
     """
     self._shared = shared_order
     if shared_order:
       every = tuple(converters)
       converters, seeds = [lambda rows: [convert(rows) for convert in every]], seeds[:1]
     self._streams = [
-        data.TrainBatches(dataset, convert, seed, position)
+        data.TrainBatches(dataset, convert, seed, position, shards)
         for convert, seed, position in zip(converters, seeds, positions or [None] * len(seeds), strict=True)]
 
   @property

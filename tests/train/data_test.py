@@ -40,6 +40,14 @@ def source(split, shuffle_files=False, seed=None) -> tf.data.Dataset:
   return tf.data.Dataset.from_tensor_slices({'inputs': inputs, 'targets': targets})
 
 
+def many(split, shuffle_files=False, seed=None) -> tf.data.Dataset:
+  """50 rows in an order of the seed, which seqio can only shard by taking every n-th of them."""
+  del split
+  inputs = tf.data.Dataset.from_tensor_slices([f'name : pub {i}' for i in range(50)])
+  inputs = inputs.shuffle(50, seed) if shuffle_files else inputs
+  return inputs.map(lambda text: {'inputs': text, 'targets': text})
+
+
 @pytest.fixture(scope='module', autouse=True)
 def tasks():
   """Tasks as T5 has them, without their text, in another vocabulary, with references, and a mixture."""
@@ -60,6 +68,10 @@ def tasks():
         preprocessors=[step, seqio.preprocessors.append_eos],
         output_features={'inputs': feature, 'targets': feature}, **{'metric_fns': [], **more})
     names.append(name)
+  seqio.TaskRegistry.add(
+      'data_test_many', source=seqio.FunctionDataSource(many, splits=['train']),
+      preprocessors=[tokenize, seqio.preprocessors.append_eos], output_features=task_features.OUTPUT_FEATURES)
+  names.append('data_test_many')
   seqio.MixtureRegistry.add('data_test_mixture', [('data_test_text', 1)])
   yield
   seqio.MixtureRegistry.remove('data_test_mixture')
@@ -152,3 +164,56 @@ def test_the_tokenizer_of_another_family():
   other = dataclasses.replace(load('t5'), known_tokenizer=load('bart').tokenizer)
   with pytest.raises(ValueError, match='eos_id of the tokenizer is 2 but that of the model 1'):
     batch_of(other, dataset())
+
+
+def texts(stream, n):
+  return [next(stream)['inputs_pretokenized'].decode() for _ in range(n)]
+
+
+def test_a_stream_goes_on_from_its_position():
+  one = data.Stream(dataset(shuffle=True), seed=1)
+  first = texts(one, 4)
+  assert one.position == {'epoch': 1, 'offset': 1}
+  assert sorted(first[:3]) == sorted(inputs for inputs, _ in ROWS)
+  assert texts(one, 3) == texts(data.Stream(dataset(shuffle=True), 1, position={'epoch': 1, 'offset': 1}), 3)
+
+
+def sharded(shards, name='data_test_many', **kwargs) -> data.Dataset:
+  return data.Dataset(name, LENGTHS, 'train', shards=shards, **{'batch_size': 12, **kwargs})
+
+
+@pytest.mark.parametrize(('name', 'shards', 'limit'), [
+    ('data_test_many', 3, None), ('data_test_many', 4, 30), ('sst2_sample', 3, None)])
+def test_shards_have_every_example_once_an_epoch(name, shards, limit):
+  whole = sharded(shards, name, limit=limit)
+  parts = [[e['inputs_pretokenized'] for e in whole.epoch(5, 2, shard=i)] for i in range(shards)]
+  together = [text for part in parts for text in part]
+  everything = [e['inputs_pretokenized'] for e in whole.epoch(5, 2)]
+  assert len(together) == len(everything)
+  assert max(map(len, parts)) - min(map(len, parts)) <= 1
+  if limit is None:
+    assert sorted(together) == sorted(everything)
+
+
+def test_a_batch_is_the_same_whoever_reads_its_shards():
+  convert = evaluate.converter(sharded(4), load('t5').model, load('t5').tokenizer)
+  whole, left, right = (data.TrainBatches(sharded(4), convert, 3, shards=s) for s in (None, [0, 1], [2, 3]))
+  for _ in range(5):  # past the end of epochs of 13, 13, 12 and 12
+    batch, low, high = next(whole), next(left), next(right)
+    for name, x in batch.items():
+      np.testing.assert_array_equal(np.concatenate([low[name][:6], high[name][6:]]), x)
+      assert not high[name][:6].any()
+  second = [{'epoch': 1, 'offset': n} for n in (2, 2, 3, 3)]
+  assert whole.position == {'shards': second}
+  assert right.position == {'shards': [None, None, *second[2:]]}
+  again = next(data.TrainBatches(sharded(4), convert, 3, whole.position))
+  np.testing.assert_array_equal(again['encoder_input_tokens'], next(whole)['encoder_input_tokens'])
+
+
+def test_what_does_not_divide_into_shards_or_has_too_few_examples():
+  with pytest.raises(ValueError, match='BATCH_SIZE=12 does not divide into DATA_SHARDS=5 streams'):
+    sharded(5)
+  with pytest.raises(ValueError, match="data_test_many: split 'train' has no examples for shard 2 of DATA_SHARDS=4"):
+    texts(data.Stream(sharded(4, limit=2), 0, shard=2), 1)
+  with pytest.raises(ValueError, match='began with DATA_SHARDS=1, asked for now: 4'):
+    data.TrainBatches(sharded(4), None, 0, {'epoch': 0, 'offset': 8})
