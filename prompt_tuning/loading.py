@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import os
 
 from flax import linen as nn
 import jax
@@ -13,6 +14,7 @@ from prompt_tuning.backbones import bart, gpt2, roberta, t5
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.checkpoints import base as base_checkpoints
+from prompt_tuning.checkpoints.storage import is_remote
 from prompt_tuning.methods import readouts
 from prompt_tuning.methods.base import Base, Method
 from prompt_tuning.partitioning import Partitioner
@@ -129,6 +131,35 @@ def load(
   """
   backbone, partitioner = backbone or Backbone(), partitioner or Partitioner()
   source = None if path is None else base_checkpoints.open_base(path)
+  loaded = _described(path, source, method, backbone, partitioner)
+  abstract, shardings = loaded.frozen, jax.tree.map(lambda x: x.sharding, loaded.frozen)
+  if source is None:
+    make = lambda key: jax.tree.map(
+        lambda x, to: x.astype(to.dtype), nn.meta.unbox(init_params(loaded.model, key)), abstract)
+    frozen = jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+  else:
+    frozen = base_checkpoints.load_params(source, abstract, shardings, tick=megabytes(trees.nbytes(abstract)))
+  return dataclasses.replace(loaded, frozen=frozen)
+
+
+def abstract(path: str | None, method: Method, backbone: Backbone, partitioner: Partitioner) -> Loaded:
+  """What `load` returns with shapes, types and shardings in place of arrays, for any size and any devices.
+
+  A checkpoint that is remote or not there (yet) is not looked for if `backbone.size` says what it is.
+
+  Raises:
+    ValueError: it is not known what the base is, or the mesh does not fit it.
+  """
+  here = path is not None and not is_remote(path) and os.path.exists(path)
+  if not here and backbone.size is None:
+    raise ValueError(f'INITIAL_CHECKPOINT_PATH={path!r} cannot be looked into from here, so MODEL_SIZE must say what '
+                     f'it is: one of {", ".join(config_lib.SIZES)}.')
+  return _described(path, base_checkpoints.open_base(path) if here else None, method, backbone, partitioner)
+
+
+def _described(path: str | None, source: base_checkpoints.Source | None, method: Method, backbone: Backbone,
+               partitioner: Partitioner) -> Loaded:
+  """What is known of a base before its parameters are read: they are shapes, types and shardings."""
   if backbone.size is not None:
     config = config_lib.from_size(backbone.size)
     if source is not None and source.config is not None:
@@ -147,14 +178,10 @@ def load(
   model = Prompted(
       backbone.module(config), method.bind(config, tokenizer), backbone.readout.bind(config, tokenizer))
   boxed = model.abstract_frozen()
-  shardings = partitioner.shardings(boxed)
   dtype = DTYPES[backbone.param_dtype]
-  if source is None:
-    make = lambda key: jax.tree.map(lambda x: x.astype(dtype), nn.meta.unbox(init_params(model, key)))
-    frozen = jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
-  else:
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nn.meta.unbox(boxed))
-    frozen = base_checkpoints.load_params(source, abstract, shardings, tick=megabytes(trees.nbytes(abstract)))
+  frozen = jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding), nn.meta.unbox(boxed),
+      partitioner.shardings(boxed))
   return Loaded(model, frozen, tokenizer, partitioner, path or f'random {backbone.size}', boxed)
 
 

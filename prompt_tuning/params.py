@@ -6,13 +6,11 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from prompt_tuning import loading, trees
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
-from prompt_tuning.methods.base import Base, Method
+from prompt_tuning.methods.base import Method, plain
 from prompt_tuning.methods.readouts import Readout
 from prompt_tuning.methods.together import Together
 from prompt_tuning.prompted import Prompted
@@ -44,26 +42,11 @@ def count(config: BackboneConfig, method: Method, readout: Readout | None = None
   """Counts for a model and a method, whatever their sizes: nothing is allocated."""
   readout = readout or loading.Backbone().readout
   model = Prompted(loading.Backbone().module(config), plain(method), readout)
-  frozen = nn.meta.unbox(model.abstract_frozen())
-
-  def new():
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), frozen)
-    rows = lambda ids: np.zeros((len(ids), config.d_model), np.float32)
-    return model.init(jax.random.key(0), Base(config, rows, lambda text: [0], params=lambda: zeros))
-
-  trainable = jax.eval_shape(new)
+  frozen, trainable = nn.meta.unbox(model.abstract_frozen()), model.abstract_trainable()
   kept = trees.size(jax.eval_shape(model.export, trainable))
   replaced = trees.size(jax.eval_shape(lambda trainable: model.method.apply(trainable).overlay, trainable))
   base = trees.size(frozen)
   return Count(base, trees.size(trainable), kept, base + kept - replaced)
-
-
-def plain(method: Method) -> Method:
-  """The method beginning at random: what it begins from has no part in its size."""
-  fields = {field.name for field in dataclasses.fields(method)}
-  if 'methods' in fields:
-    return method.clone(methods=tuple(map(plain, method.methods)))
-  return method.clone(**{name: None for name in ('initializer', 'offsets') if name in fields})
 
 
 def params(

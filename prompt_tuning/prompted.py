@@ -16,7 +16,7 @@ from prompt_tuning.backbones import cache as cache_lib
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.backbones import stack
 from prompt_tuning.methods import readouts
-from prompt_tuning.methods.base import Base, Method, Patch
+from prompt_tuning.methods.base import Base, Method, Patch, plain
 from prompt_tuning.types import Array, Batch, Params, Trainable
 
 
@@ -55,6 +55,18 @@ class Prompted:
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     batch = {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens}
     return jax.eval_shape(self.backbone.init, jax.random.key(0), batch)['params']
+
+  def abstract_trainable(self) -> Trainable:
+    """The trainables as shapes, whatever they begin from."""
+    frozen, config = nn.meta.unbox(self.abstract_frozen()), self.backbone.config
+
+    def new():
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), frozen)
+      rows = lambda ids: np.zeros((len(ids), config.d_model), np.float32)
+      base = Base(config, rows, lambda text: [0], params=lambda: zeros)
+      return dataclasses.replace(self, method=plain(self.method)).init(jax.random.key(0), base)
+
+    return jax.eval_shape(new)
 
   def logits(
       self, trainable: Trainable, frozen: Params, batch: Batch, dropout_key: jax.Array | None = None,

@@ -9,6 +9,7 @@ from prompt_tuning import loading
 from prompt_tuning.checkpoints import base
 from prompt_tuning.methods import initializers
 from prompt_tuning.methods.prompt import Prompt
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompted import Prompted
 from tests import models
 
@@ -65,3 +66,25 @@ def test_rows_of_a_narrow_table_are_float32():
   table = base.open_base(path).read('token_embedder/embedding', ())
   assert rows.dtype == np.float32
   np.testing.assert_array_equal(rows, table[[9, 3, 3]].astype(np.float32))
+
+
+@pytest.mark.parametrize('path', [str(models.GOLDENS / 'hf/t5_v1_1'), None])
+def test_abstract_is_what_is_loaded_without_arrays(path):
+  backbone = loading.Backbone(size=None if path else 't5_1_1_tiny', param_dtype='bfloat16')
+  method, partitioner = Prompt(length=3, initializer=initializers.class_labels(['good'])), Partitioner()
+  shapes = loading.abstract(path, method, backbone, partitioner)
+  loaded = loading.load(path, method, backbone, partitioner)
+  described = lambda x: (x.shape, x.dtype, x.sharding)
+  assert jax.tree.all(jax.tree.map(
+      lambda x, y: isinstance(x, jax.ShapeDtypeStruct) and described(x) == described(y), shapes.frozen, loaded.frozen))
+  assert shapes.model == loaded.model
+  (prompt,) = jax.tree.leaves(shapes.model.abstract_trainable())
+  assert prompt.shape == (3, loaded.config.d_model)
+
+
+@pytest.mark.parametrize('path', ['gs://bucket/t5', '/no/such/folder', None])
+def test_abstract_of_a_base_that_is_not_here_needs_its_size(path):
+  method = Prompt(length=3)
+  with pytest.raises(ValueError, match=r'INITIAL_CHECKPOINT_PATH=.* MODEL_SIZE must say .* t5_1_1_xxl'):
+    loading.abstract(path, method, loading.Backbone(), Partitioner())
+  assert loading.abstract(path, method, loading.Backbone(size='t5_1_1_xxl'), Partitioner(8)).config.d_ff == 10240

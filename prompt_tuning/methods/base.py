@@ -124,6 +124,14 @@ class Method(nn.Module):
           lambda x: jnp.array(x, jnp.float32), value))
 
 
+def plain(method: Method) -> Method:
+  """The method beginning at random: what it begins from has no part in its size."""
+  fields = {field.name for field in dataclasses.fields(method)}
+  if 'methods' in fields:
+    return method.clone(methods=tuple(map(plain, method.methods)))
+  return method.clone(**{name: None for name in ('initializer', 'offsets') if name in fields})
+
+
 def exported(trainable: Trainable, collection: str) -> dict[str, Array]:
   """All variables of a collection by path, for methods that are kept as they are trained."""
   return {f'{collection}/{path}': x for path, x in trees.flatten(trainable[collection]).items()}

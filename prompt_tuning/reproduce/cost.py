@@ -20,7 +20,7 @@ from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.checkpoints import base as base_checkpoints
 from prompt_tuning.checkpoints.storage import is_remote
-from prompt_tuning.methods.base import Method
+from prompt_tuning.methods.base import Method, plain
 from prompt_tuning.methods.full import Full
 
 EXAMPLES = 5000  # of a split whose size is not known without the data
@@ -127,7 +127,7 @@ def _training(config: BackboneConfig, command: str) -> Cost:
   members = [method]
   if command == 'population':
     members = [method.clone(length=member['length']) if 'length' in member else method for member in _value('MEMBERS')]
-  counts = [_count(config, params.plain(member), readout) for member in members]
+  counts = [_count(config, plain(member), readout) for member in members]
   lengths, eval_lengths = _value('TASK_FEATURE_LENGTHS'), _value('EVAL_FEATURE_LENGTHS')
   steps, evaluations = _value('TRAIN_STEPS'), _value('TRAIN_STEPS') // max(_value('EVAL_PERIOD', 0) or 1, 1)
   total = 0.0
