@@ -126,7 +126,8 @@ class PromptedModel:
     """
     if 'prompt' not in self.trainable:
       raise ValueError(f'Nearest words are those of a prompt; this is a {", ".join(self.trainable)}.')
-    table = np.asarray(self._loaded.frozen['token_embedder']['embedding'], np.float32)[:len(self._loaded.tokenizer)]
+    pieces = min(len(self._loaded.tokenizer), self._loaded.config.vocab_size)
+    table = self._loaded.base().embeddings(range(pieces))
     prompt = np.asarray(self._loaded.model.export(self.trainable)[tuned.PROMPT])
     return interpret.words(*interpret.nearest(prompt, table, k), self._loaded.tokenizer.piece)
 

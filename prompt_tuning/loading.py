@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import trees
+from prompt_tuning import quantized, trees
 from prompt_tuning.backbones import bart, gpt2, roberta, t5
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
@@ -21,12 +21,13 @@ from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.tokenizer import T5_VOCABULARY, AnyTokenizer, open_tokenizer
-from prompt_tuning.types import Params, Trainable
+from prompt_tuning.types import Params, PyTree, Trainable
 
 BACKBONES: dict[str, type[nn.Module]] = {
     't5': t5.T5, 'gpt2': gpt2.GPT2, 'bart': bart.BART, 'roberta': roberta.RoBERTa, 'bert': roberta.RoBERTa}
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+PARAM_DTYPES = (*DTYPES, 'int8')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Backbone:
   Attributes:
     size: a name of the size table, only needed where no checkpoint says it (a random base).
     dtype: of activations, 'float32' or 'bfloat16'.
-    param_dtype: of the frozen parameters in memory.
+    param_dtype: of the frozen parameters in memory, 'float32', 'bfloat16' or 'int8' (matrices alone, see `quantized`).
     dropout_rate: of the frozen model while training (Lester et al. 2021 leave T5's 0.1 on).
     scan: one compiled layer in a loop (fast to compile), else unrolled (faster on a CPU).
     remat: 'none', 'dots' or 'full', see `backbones/stack.py`.
@@ -54,9 +55,9 @@ class Backbone:
   readout: readouts.Readout = readouts.TextToText()  # noqa: RUF009 (frozen)
 
   def __post_init__(self):
-    for name in ('dtype', 'param_dtype'):
-      if getattr(self, name) not in DTYPES:
-        raise ValueError(f'Backbone.{name}={getattr(self, name)!r}; expected one of {", ".join(DTYPES)}.')
+    for name, known in (('dtype', DTYPES), ('param_dtype', PARAM_DTYPES)):
+      if getattr(self, name) not in known:
+        raise ValueError(f'Backbone.{name}={getattr(self, name)!r}; expected one of {", ".join(known)}.')
 
   def module(self, config: BackboneConfig) -> nn.Module:
     """The backbone of that configuration.
@@ -93,8 +94,9 @@ class Loaded:
 
   def base(self) -> Base:
     """What initialisers of a method may see."""
-    table = self.frozen['token_embedder']['embedding']
-    take = jax.jit(lambda table, ids: jnp.take(table, ids, axis=0, mode='fill').astype(jnp.float32),
+    table = self.frozen['token_embedder']
+    take = jax.jit(lambda table, ids: quantized.dequantized(jax.tree.map(
+        lambda x: jnp.take(x, ids, axis=0, mode='fill'), table))['embedding'].astype(jnp.float32),
                    out_shardings=self.partitioner.replicated)
     rows = lambda ids: np.asarray(take(table, _known(ids, self.config, self.path)))
     read = jax.jit(
@@ -134,9 +136,7 @@ def load(
   loaded = _described(path, source, method, backbone, partitioner)
   abstract, shardings = loaded.frozen, jax.tree.map(lambda x: x.sharding, loaded.frozen)
   if source is None:
-    make = lambda key: jax.tree.map(
-        lambda x, to: x.astype(to.dtype), nn.meta.unbox(init_params(loaded.model, key)), abstract)
-    frozen = jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+    frozen = random_params(loaded.model, abstract, shardings, jax.random.key(seed))
   else:
     frozen = base_checkpoints.load_params(source, abstract, shardings, tick=megabytes(trees.nbytes(abstract)))
   return dataclasses.replace(loaded, frozen=frozen)
@@ -177,12 +177,24 @@ def _described(path: str | None, source: base_checkpoints.Source | None, method:
     config = dataclasses.replace(config, mask_id=tokenizer.mask_id if config.encoder_only else None)
   model = Prompted(
       backbone.module(config), method.bind(config, tokenizer), backbone.readout.bind(config, tokenizer))
-  boxed = model.abstract_frozen()
-  dtype = DTYPES[backbone.param_dtype]
+  boxed = stored(model.abstract_frozen(), backbone.param_dtype)
   frozen = jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding), nn.meta.unbox(boxed),
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), nn.meta.unbox(boxed),
       partitioner.shardings(boxed))
   return Loaded(model, frozen, tokenizer, partitioner, path or f'random {backbone.size}', boxed)
+
+
+def stored(boxed: PyTree, param_dtype: str) -> PyTree:
+  """Shapes of a float32 tree, boxed with the logical names of their axes, as `Backbone.param_dtype` has them."""
+  if param_dtype == 'int8':
+    return quantized.abstract(boxed)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, DTYPES[param_dtype]), boxed)
+
+
+def random_params(model: Prompted, abstract: PyTree, shardings: PyTree, key: jax.Array) -> Params:
+  """Random parameters in the types of `abstract`."""
+  make = lambda key: quantized.cast(nn.meta.unbox(init_params(model, key)), abstract)
+  return jax.jit(make, out_shardings=shardings)(key)
 
 
 def megabytes(total: int) -> Callable[[int], None]:

@@ -292,10 +292,9 @@ def _controls(loaded: loading.Loaded, programs: measure.Programs, names: Sequenc
   if 'random_prompt' in names:
     found['random_prompt'] = random
   if 'random_model' in names:
-    make = lambda key: jax.tree.map(
-        lambda x, like: x.astype(like.dtype), nn.meta.unbox(loading.init_params(loaded.model, key)), loaded.frozen)
     key = jax.random.fold_in(jax.random.key(seed), 1)  # the key itself may have made the base
-    frozen = jax.jit(make, out_shardings=loaded.partitioner.shardings(loaded.abstract))(key)
+    frozen = loading.random_params(
+        loaded.model, nn.meta.unbox(loaded.abstract), loaded.partitioner.shardings(loaded.abstract), key)
     found['random_model'] = dataclasses.replace(random, frozen=frozen)
   if hard_prompt is not None:
     found['hard_prompt'] = _model(loaded, programs, method.clone(initializer=initializers.text(hard_prompt)))
@@ -305,7 +304,7 @@ def _controls(loaded: loading.Loaded, programs: measure.Programs, names: Sequenc
 def _words(loaded, model: Model, split: Split, layers, neurons, count: int) -> dict[str, list[tuple[str, float]]]:
   """Words of the highest and lowest cosine with each neuron's weights, and mean activation on them."""
   pieces, size = len(loaded.tokenizer), loaded.config.vocab_size
-  embeddings = np.asarray(loaded.frozen['token_embedder']['embedding'][:pieces], np.float32)
+  embeddings = np.asarray(loaded.base().embeddings(range(pieces)))
   cosines = selectivity.cosines(embeddings, selectivity.key_vectors(loaded.frozen, layers, neurons))
   config = loaded.config
   special = [i for i in (config.pad_id, config.eos_id, config.bos_id, config.mask_id) if i is not None]

@@ -46,7 +46,8 @@ def within(module: str, *rooms: str) -> bool:
 MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'types': (),
     'trees': ('types',),
-    'backbones': ('types', 'trees'),
+    'quantized': ('types', 'trees'),
+    'backbones': ('types', 'trees', 'quantized'),
     'methods': ('types', 'trees', 'backbones.sites', 'backbones.config',
                 'checkpoints.tuned'),  # a trained prompt as a file, whatever its form: a method may begin from one
     'decoding': ('types', 'trees', 'backbones'),
@@ -59,11 +60,11 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'score': ('metrics', 'train.writers'),
     'partitioning': ('types', 'trees'),
     'hlo': (),
-    'checkpoints': ('types', 'trees', 'backbones.config'),
-    'loading': ('types', 'trees', 'backbones', 'checkpoints', 'methods', 'partitioning', 'progress', 'prompted',
-                'tokenizer'),
-    'analysis': ('types', 'trees', 'backbones', 'methods', 'checkpoints', 'decoding', 'prompted', 'features',
-                 'tokenizer', 'partitioning', 'loading'),
+    'checkpoints': ('types', 'trees', 'quantized', 'backbones.config'),
+    'loading': ('types', 'trees', 'quantized', 'backbones', 'checkpoints', 'methods', 'partitioning', 'progress',
+                'prompted', 'tokenizer'),
+    'analysis': ('types', 'trees', 'quantized', 'backbones', 'methods', 'checkpoints', 'decoding', 'prompted',
+                 'features', 'tokenizer', 'partitioning', 'loading'),
 }
 
 

@@ -31,14 +31,17 @@ def prune_base(
     Parameters before and after, and neurons kept by layer.
 
   Raises:
-    FileNotFoundError, ValueError: no probe, one of another model, or a share or layers that select nothing; nothing is
-      written then.
+    FileNotFoundError, ValueError: no probe, one of another model, int8 parameters, or a share or layers that select
+      nothing; nothing is written then.
   """
   results = pathlib.Path(probe_dir) / 'results.npz'
   if not results.is_file():
     raise FileNotFoundError(f'PROBE_DIR={probe_dir} has no results.npz; expected PROBE_OUTPUT_DIR of a probe.')
   with np.load(results, allow_pickle=False) as file:
     pred, baseline = file['pred'], file['prompt_0_baseline'].mean((0, 2))  # [K, L, F], [L, F]
+  if backbone.param_dtype == 'int8':
+    raise ValueError('A pruned model is made of floating-point numbers; set PARAMETER_DTYPE to float32 or bfloat16. '
+                     'What was probed may have been int8.')
   loaded = loading.load(initial_checkpoint_path, Together(), backbone, partitioner)
   config = loaded.config
   if pred.shape[1:] != (config.encoder_layers, config.d_ff):

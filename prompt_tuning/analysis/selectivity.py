@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from prompt_tuning import quantized
 from prompt_tuning.analysis import readings
 from prompt_tuning.analysis.record import Labelled, Read, join, stream
 from prompt_tuning.types import Params
@@ -24,7 +25,8 @@ def key_vectors(params: Params, layers: Mapping[str, int], neurons: Sequence[tup
   for layer, neuron in neurons:
     stack, i = where[layer]
     mlp = params[stack]['layers']['mlp']
-    vectors.append(np.asarray(mlp['wi' if 'wi' in mlp else 'wi_0']['kernel'][i, :, neuron], np.float32))
+    first = {name: x[i, ..., neuron:neuron + 1] for name, x in mlp['wi' if 'wi' in mlp else 'wi_0'].items()}
+    vectors.append(np.asarray(quantized.dequantized(first)['kernel'][:, 0], np.float32))
   return np.stack(vectors)
 
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning import quantized
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.types import Array
 
@@ -37,7 +38,7 @@ def times_transposed(x: Array, w: Array) -> Array:
 
 
 class Dense(nn.Module):
-  """`x @ kernel (+ bias)`: [..., in] -> [..., features]."""
+  """`x @ kernel (+ bias)`: [..., in] -> [..., features]. The kernel may be quantised."""
 
   features: int
   axes: tuple[str, str]
@@ -52,13 +53,14 @@ class Dense(nn.Module):
     else:
       kernel = param(self, 'kernel', self.init, (x.shape[-1], self.features), self.axes)
       y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = quantized.rescaled(self, 'kernel', y)
     if self.use_bias:
       y += param(self, 'bias', nn.initializers.zeros, (self.features,), self.axes[1:]).astype(self.dtype)
     return y
 
 
 class Embedder(nn.Module):
-  """A table of embeddings [V, D]."""
+  """A table of embeddings [V, D], which may be quantised."""
 
   rows: int
   d_model: int
@@ -71,11 +73,16 @@ class Embedder(nn.Module):
 
   def __call__(self, ids: Array) -> Array:
     """Ids [...] -> [..., D]; ids outside the table read its last row, negative ones its first."""
-    return jnp.take(self.embedding, ids, axis=0, mode='clip').astype(self.dtype)
+    x = jnp.take(self.embedding, ids, axis=0, mode='clip').astype(self.dtype)
+    if self.has_variable('params', 'embedding' + quantized.SCALE):
+      scale = self.get_variable('params', 'embedding' + quantized.SCALE)
+      x = (x.astype(jnp.float32) * jnp.take(scale, ids, mode='clip')[..., None]).astype(self.dtype)
+    return x
 
   def attend(self, x: Array) -> Array:
     """[B, T, D] -> similarity with every row, float32 [B, T, V]."""
-    return jnp.einsum('BTD,VD->BTV', x.astype(jnp.float32), self.embedding.astype(jnp.float32))
+    y = jnp.einsum('BTD,VD->BTV', x.astype(jnp.float32), self.embedding.astype(jnp.float32))
+    return quantized.rescaled(self, 'embedding', y)
 
 
 class RMSNorm(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 
 from prompt_tuning import trees
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import base, huggingface, keys, t5x_writer
+from prompt_tuning.checkpoints import base, huggingface, keys, shards, t5x_writer
 from prompt_tuning.checkpoints.source import Source, TensorInfo
 from prompt_tuning.checkpoints.storage import Folder
 from prompt_tuning.checkpoints.tuned_file import Tuned
@@ -171,7 +171,7 @@ def leaf(source: Source, entry: keys.Entry) -> Leaf:
 
   def pieces():
     for i in range(len(entry.names)):
-      value = base.read(source, entry, i, bounds)
+      value = shards.read(source, entry, i, bounds)
       yield i, value[None] if entry.stacked else value
 
   return Leaf(TensorInfo(shape, dtype), pieces, entry.stacked)

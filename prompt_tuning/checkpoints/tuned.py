@@ -112,8 +112,9 @@ def warn_if_other_base(path: str, tuned: Tuned, base_path: str, fingerprint: Cal
   """Warns if a file says that it was trained on another base; `fingerprint` is called only if it says so."""
   trained_on = tuned.about.get('base_fingerprint')
   if trained_on is not None and (here := fingerprint()) != trained_on:
+    dtype = f' in {tuned.about["base_dtype"]}' if 'base_dtype' in tuned.about else ''
     warnings.warn(OtherBaseWarning(
-        f'{path} was trained on {tuned.about.get("base_path", "a base")} (fingerprint {trained_on}) but is used on '
-        f'{base_path} (fingerprint {here}): its predictions may mean nothing; name the base, and the PARAMETER_DTYPE, '
-        'that it was trained with.'),
+        f'{path} was trained on {tuned.about.get("base_path", "a base")}{dtype} (fingerprint {trained_on}) but is used '
+        f'on {base_path} (fingerprint {here}): its predictions may mean nothing; name the base, and the '
+        'PARAMETER_DTYPE, that it was trained with.'),
         stacklevel=2)

@@ -37,9 +37,9 @@ class Tuned:
   Attributes:
     method: 'prompt', 'prefix', 'adapter+head', ...: see `tuned_tensors.py`.
     tensors: float32 arrays by path, see there.
-    about: JSON-able facts, as far as they are known: `base_fingerprint`, `base_path`, `base_config` (the fields of
-      a `BackboneConfig`), `task`, `step`, `metric`; what the method and the readout need besides tensors (`settings`,
-      `readout`); and of a PEFT adapter `peft_type` and `peft_config`.
+    about: JSON-able facts, as far as they are known: `base_fingerprint`, `base_path`, `base_dtype` (PARAMETER_DTYPE),
+      `base_config` (the fields of a `BackboneConfig`), `task`, `step`, `metric`; what the method and the readout need
+      besides tensors (`settings`, `readout`); and of a PEFT adapter `peft_type` and `peft_config`.
   """
 
   method: str

@@ -109,13 +109,16 @@ class Method(nn.Module):
     They are copies: what is trained may be given away (donated) at each step, what is frozen may not.
 
     Raises:
-      ValueError: what is given has other names or shapes than what `make` makes for this base.
+      ValueError: what is given has other names or shapes than what `make` makes for this base; or that is quantised.
     """
-    if given is None:
-      values = make()
-    else:
+    expected = make() if given is None else jax.eval_shape(make)
+    if any(x.dtype == jnp.int8 for x in jax.tree.leaves(expected)):
+      raise ValueError(f'{base.path}: {type(self).__name__} trains matrices of the base, which are int8 codes here and '
+                       "have no gradient; set PARAMETER_DTYPE to 'bfloat16' or 'float32'.")
+    values = expected
+    if given is not None:
       values = trees.unflatten({path.removeprefix(f'{self.collection}/'): x for path, x in given(base).items()})
-      if lines := trees.diff(jax.eval_shape(make), values):
+      if lines := trees.diff(expected, values):
         raise ValueError(
             f'{base.path}: what was trained before ({self.collection}) does not fit this {base.config.family}; use the '
             'base that it was trained on (- expected, + found):\n  ' + trees.shorten(lines))

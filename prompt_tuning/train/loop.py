@@ -175,6 +175,7 @@ def train(
 
   def save(step: int, metric: float | None = None) -> None:
     origin = {'base_fingerprint': about['base_fingerprint'], 'base_path': loaded.path,
+              'base_dtype': backbone.param_dtype,
               'base_config': dataclasses.asdict(loaded.config), 'task': train_dataset.mixture_or_task_name,
               'step': step, 'metric': metric, **settings_of(model)}
     tensors = jax.device_get(export(state.trainable))

@@ -158,6 +158,7 @@ def train(
       if member.active or member.status['stopped'] == step:
         member.save(step, state.trainable[i], {
             'base_fingerprint': about['base_fingerprint'], 'base_path': loaded.path,
+            'base_dtype': backbone.param_dtype,
             'base_config': dataclasses.asdict(loaded.config), 'task': train_dataset.mixture_or_task_name,
             'step': step, 'metric': metrics.get(i), **loop.settings_of(member.loaded.model)}, keep)
     checkpoints.save(step, state._asdict(), {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.backbones import config as config_lib
-from prompt_tuning.checkpoints import base, convert
+from prompt_tuning.checkpoints import base, convert, shards
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_a_host_reads_the_hull_of_its_devices_parts(goldens, folder, path):
   source = base.open_base(goldens / folder)
   entry = source.key_table(source.config)[path]
   stored = source.tensors[entry.names[0]].shape
-  whole = base.read(source, entry, 0, tuple((0, n) for n in entry.our_shape(stored)[entry.stacked:]))
+  whole = shards.read(source, entry, 0, tuple((0, n) for n in entry.our_shape(stored)[entry.stacked:]))
   layers = () if entry.stacked else ((1, 2),)  # T5X's scanned layers are one tensor: of it the second one
   bounds = [(*layers, (0, whole.shape[-2]), last) for last in ((9, 12), (12, 15))]
   sizes = []
@@ -214,7 +214,7 @@ def test_a_host_reads_the_hull_of_its_devices_parts(goldens, folder, path):
     return part
 
   parts = {b: np.empty([stop - start for start, stop in b], whole.dtype) for b in bounds}
-  base._fill(dataclasses.replace(source, read=read), entry, 0, parts)
+  shards.fill(dataclasses.replace(source, read=read), entry, 0, [parts])
   for b, part in parts.items():
     np.testing.assert_array_equal(part, whole[tuple(slice(*pair) for pair in b)])
   assert sizes == [whole.shape[-2] * 6]

@@ -101,7 +101,7 @@ def test_files_of_a_run(six_steps):
   np.testing.assert_array_equal(finished.tensors['prompt/embedding'], last_prompt(folder, 6))
   assert finished.about == {
       'base_fingerprint': finished.about['base_fingerprint'], 'base_path': 'random t5_1_1_tiny', 'task': 'sst2_sample',
-      'step': 6, 'metric': summary['metrics']['sst2_sample']['accuracy'],
+      'base_dtype': 'float32', 'step': 6, 'metric': summary['metrics']['sst2_sample']['accuracy'],
       'base_config': json.loads(json.dumps(dataclasses.asdict(config_lib.from_size('t5_1_1_tiny'))))}
   with contextlib.closing(run_checkpoints.RunCheckpoints(str(folder))) as checkpoints:
     assert finished.about['base_fingerprint'] == checkpoints.about(6)['base_fingerprint']
