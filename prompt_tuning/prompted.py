@@ -4,9 +4,12 @@ Frozen or trainable is decided by which argument a tree is, never by a mask: `ja
 `trainable` (argument 0) is the gradient, and nothing of the base's size is ever computed for it.
 """
 
+from collections.abc import Callable
 import dataclasses
+from typing import NamedTuple
 
 from flax import linen as nn
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,30 @@ from prompt_tuning.backbones import stack
 from prompt_tuning.methods import readouts
 from prompt_tuning.methods.base import Base, Method, Patch, plain
 from prompt_tuning.types import Array, Batch, Params, Trainable
+
+
+class Unread(NamedTuple):
+  """Final states, and the head that makes logits of them, for those who never want to hold all logits.
+
+  Attributes:
+    states: [B, T, D].
+    head: states [B, t, D] of any positions -> their logits [B, t, V]; None: the states are logits.
+  """
+
+  states: Array
+  head: Callable[[Array], Array] | None
+
+  def logits(self) -> Array:
+    """[B, T, V], or of the readout's classes [B, T, C]."""
+    return self.states if self.head is None else self.head(self.states)
+
+
+class _AsTheyAre(struct.PyTreeNode):
+  """Content of the site `states` that returns those which are read."""
+
+  def __call__(self, states: Array, positions: Array | None, visible: Array | None) -> Array:
+    del visible
+    return states if positions is None else jnp.take_along_axis(states, positions[..., None], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +104,22 @@ class Prompted:
       dropout_key: with one, dropout (method's and frozen model's) is active.
       sites: contents behind the method's own: interventions.
     """
+    return self.unread(trainable, frozen, batch, dropout_key, sites).logits()
+
+  def unread(
+      self, trainable: Trainable, frozen: Params, batch: Batch, dropout_key: jax.Array | None = None,
+      sites: sites_lib.Sites | None = None) -> Unread:
+    """What `logits` makes logits of; a readout that has a head of its own has made them."""
     rngs = {} if dropout_key is None else {'dropout': dropout_key}
     frozen, patch = self._patched(trainable, frozen, rngs)
-    return self.readout.read(self.backbone.apply(
-        {'params': frozen}, batch, sites_lib.join(patch.sites, sites or {}), deterministic=dropout_key is None,
-        rngs=rngs))
+    sites = sites_lib.join(patch.sites, sites or {})
+    own = 'states' in sites
+    states = self.backbone.apply(
+        {'params': frozen}, batch, sites if own else {**sites, 'states': _AsTheyAre()},
+        deterministic=dropout_key is None, rngs=rngs)
+    if own:
+      return Unread(self.readout.read(states), None)
+    return Unread(states, lambda x: self.readout.read(self.backbone.apply({'params': frozen}, x, method='head')))
 
   def read(
       self, trainable: Trainable, frozen: Params, batch: Batch,

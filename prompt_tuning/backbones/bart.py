@@ -67,6 +67,11 @@ class Stack(nn.Module):
   remat: str
   apart: bool = False
 
+  def setup(self):
+    if self.decoder and self.config.logits_bias:
+      self.logits_bias = layers.param(
+          self, 'logits_bias', nn.initializers.zeros, (1, self.config.vocab_size), (None, 'vocab'))
+
   @nn.compact
   def __call__(self, x, virtual, mask, sites, deterministic, *, cross=None, positions=None, cache=None, keep=False):
     """Embeddings [B, T, D] -> [B, T, D] and new keys and values or None.
@@ -87,10 +92,11 @@ class Stack(nn.Module):
     blocks = stack(Block, c.segments(name), self.scan, self.remat, self.apart)
     x, new = blocks(self.decoder, self.dropout_rate, self.dtype, deterministic, keep)(
         x, {'virtual': virtual, 'mask': mask, 'cross': cross}, per_layer)
-    if self.decoder and c.logits_bias:
-      bias = layers.param(self, 'logits_bias', nn.initializers.zeros, (1, c.vocab_size), (None, 'vocab'))
-      return (x, bias), new
-    return (x, 0.0) if self.decoder else x, new
+    return x, new
+
+  def bias(self) -> Array | float:
+    """What is added to the logits."""
+    return self.logits_bias if self.config.logits_bias else 0.0
 
 
 class BART(nn.Module):
@@ -166,8 +172,9 @@ class BART(nn.Module):
     return self.decode(
         batch['decoder_input_tokens'], encoded, batch['encoder_input_tokens'], sites, deterministic=deterministic)
 
-  def _logits(self, decoded, sites):
-    x, bias = decoded
-    if 'states' in sites:
-      return sites['states'](x, None, None)
-    return self.token_embedder.attend(x) + bias
+  def head(self, x: Array) -> Array:
+    """Final states [B, T, D] -> logits, float32 [B, T, V]."""
+    return self.token_embedder.attend(x) + self.decoder.bias()
+
+  def _logits(self, x, sites):
+    return sites['states'](x, None, None) if 'states' in sites else self.head(x)

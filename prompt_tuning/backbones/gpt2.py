@@ -130,5 +130,9 @@ class GPT2(nn.Module):
     x, *_ = self._read(batch['encoder_input_tokens'], batch['decoder_input_tokens'], sites or {}, deterministic)
     return self._logits(x, sites or {})
 
+  def head(self, x: Array) -> Array:
+    """Final states [B, T, D] -> logits, float32 [B, T, V]."""
+    return self.token_embedder.attend(x)
+
   def _logits(self, x, sites):
-    return sites['states'](x, None, None) if 'states' in sites else self.token_embedder.attend(x)
+    return sites['states'](x, None, None) if 'states' in sites else self.head(x)

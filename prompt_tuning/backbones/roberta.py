@@ -144,7 +144,11 @@ class RoBERTa(nn.Module):
     positions = read_positions(tokens, c.mask_id, batch['decoder_input_tokens'].shape[1])
     if 'states' in sites:
       return sites['states'](x, positions, tokens != c.pad_id)
-    x = jnp.take_along_axis(x, positions[..., None], axis=1)
+    return self.head(jnp.take_along_axis(x, positions[..., None], axis=1))
+
+  def head(self, x: Array) -> Array:
+    """States that are read [B, T, D] -> logits, float32 [B, T, V]."""
+    c = self.config
     if c.mlm_head:
       x, bias = self.mlm_head(x)
       return self.token_embedder.attend(x) + bias

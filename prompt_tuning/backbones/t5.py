@@ -105,9 +105,13 @@ class Stack(nn.Module):
   remat: str
   apart: bool = False
 
+  def setup(self):
+    if self.decoder and not self.config.tied_embeddings:
+      self.logits_dense = layers.Dense(self.config.vocab_size, ('embed', 'vocab'), jnp.float32)
+
   @nn.compact
   def __call__(self, x, virtual, mask, sites, deterministic, *, cross=None, positions=None, cache=None, keep=False):
-    """Embeddings [B, T, D] -> [B, T, D] or, with an LM head, logits [B, T, V]; and new keys and values or None.
+    """Embeddings [B, T, D] -> [B, T, D] and new keys and values or None.
 
     Args:
       virtual: virtual ids of the tokens, [B, T].
@@ -128,10 +132,11 @@ class Stack(nn.Module):
     per_layer = {'sites': sites_lib.of_stack(sites, name), 'cache': cache}
     blocks = stack(Block, c.segments(name), self.scan, self.remat, self.apart)
     x, new = blocks(self.decoder, self.dropout_rate, self.dtype, deterministic, keep)(drop(x), shared, per_layer)
-    x = drop(layers.RMSNorm(self.dtype, name=f'{name}_norm')(x))
-    if self.decoder and not c.tied_embeddings and 'states' not in sites:
-      x = layers.Dense(c.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense')(x)
-    return x, new
+    return drop(layers.RMSNorm(self.dtype, name=f'{name}_norm')(x)), new
+
+  def head(self, x: Array) -> Array:
+    """Final states [B, T, D] -> logits, float32 [B, T, V]."""
+    return self.logits_dense(x)
 
 
 class T5(nn.Module):
@@ -233,9 +238,11 @@ class T5(nn.Module):
         batch['decoder_input_tokens'], encoded, batch['encoder_input_tokens'], sites,
         segments=(batch.get('decoder_segment_ids'), segments), deterministic=deterministic)
 
-  def _logits(self, x, sites):
-    if 'states' in sites:
-      return sites['states'](x, None, None)
+  def head(self, x: Array) -> Array:
+    """Final states [B, T, D] -> logits, float32 [B, T, V]."""
     if not self.config.tied_embeddings:
-      return x
+      return self.decoder.head(x)
     return self.token_embedder.attend(x) / math.sqrt(self.config.d_model)
+
+  def _logits(self, x, sites):
+    return sites['states'](x, None, None) if 'states' in sites else self.head(x)

@@ -4,10 +4,13 @@ The loss is a sum over target tokens; z-loss is part of it; the entropy of the s
 that a perfect prediction costs 0. See `normalizer` for what the sum is divided by.
 """
 
+import functools
+
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning.prompted import Unread
 from prompt_tuning.types import Array, Batch
 
 SPECIAL_NORMALIZERS = ('NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS', 'AVERAGE_PER_SEQUENCE', 'NUM_SEQUENCES')
@@ -44,18 +47,23 @@ def token_loss(logits: Array, targets: Array, label_smoothing: float = 0.0, z_lo
 
 
 def compute(
-    logits: Array, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0,
-    normalizing_factor: float | str | None = None) -> Loss:
+    logits: Array | Unread, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    normalizing_factor: float | str | None = None, chunk: int | None = None) -> Loss:
   """The loss of a batch.
 
   Args:
+    logits: [B, T, V], or what they are made of.
     normalizing_factor: LOSS_NORMALIZING_FACTOR: None or a number divides by it; 'NUM_REAL_TARGET_TOKENS' by the sum
       of weights; 'NUM_TOTAL_TARGET_TOKENS' by B x T; 'AVERAGE_PER_SEQUENCE' weighs each row equally; 'NUM_SEQUENCES'
       (not T5X's; Li & Liang 2021) divides by the rows with a target: a sum over each, their mean over the batch.
+    chunk: LOSS_CHUNK: logits are made for so many target positions at a time, and made again for the gradient, so
+      that [B, chunk, V] of them are held, not [B, T, V]; None: all at once.
 
   Raises:
-    ValueError: an unknown name of a normalizing factor.
+    ValueError: an unknown name of a normalizing factor, or a chunk of no positions.
   """
+  if chunk is not None and chunk < 1:
+    raise ValueError(f'LOSS_CHUNK={chunk}; expected a number of target positions, or None for all at once.')
   weights = batch['decoder_loss_weights']
   tokens, constant = jnp.sum(weights), None
   if isinstance(normalizing_factor, str):
@@ -74,6 +82,37 @@ def compute(
           + ', '.join(SPECIAL_NORMALIZERS))
   else:
     normalizer, constant = tokens, float(normalizing_factor or 1.0)
-  loss, z = token_loss(logits, batch['decoder_target_tokens'], label_smoothing, z_loss)
-  correct = (jnp.argmax(logits, axis=-1) == batch['decoder_target_tokens']) * (weights > 0)
-  return Loss(jnp.sum(loss * weights), jnp.sum(z * weights), normalizer, jnp.sum(correct), tokens, constant)
+  targets = batch['decoder_target_tokens']
+  sums = functools.partial(_sums, label_smoothing=label_smoothing, z_loss=z_loss)
+  if not isinstance(logits, Unread):
+    total, z, correct = sums(logits, targets, weights)
+  elif chunk is None or logits.head is None:
+    total, z, correct = sums(logits.logits(), targets, weights)
+  else:
+    total, z, correct = _summed_in_chunks(sums, logits, targets, weights, chunk)
+  return Loss(total, z, normalizer, correct, tokens, constant)
+
+
+def _sums(
+    logits: Array, targets: Array, weights: Array, label_smoothing: float, z_loss: float) -> tuple[Array, Array, Array]:
+  """Sums over [B, T]: loss, z-loss and right predictions."""
+  loss, z = token_loss(logits, targets, label_smoothing, z_loss)
+  correct = (jnp.argmax(logits, axis=-1) == targets) * (weights > 0)
+  return jnp.sum(loss * weights), jnp.sum(z * weights), jnp.sum(correct)
+
+
+def _summed_in_chunks(sums, unread: Unread, targets: Array, weights: Array, chunk: int) -> tuple[Array, Array, Array]:
+  """`sums` over a few positions at a time; of none of them are logits kept for the backward pass."""
+  count = -(-targets.shape[1] // chunk)
+
+  def pieces(x):  # [B, T, ...] -> [count, B, chunk, ...]: rows stay where they are on a mesh
+    x = jnp.pad(x, [(0, 0), (0, count * chunk - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(len(x), count, chunk, *x.shape[2:]), 1, 0)
+
+  def add(totals, piece):
+    states, targets, weights = piece
+    return jax.tree.map(jnp.add, totals, sums(unread.head(states), targets, weights)), None
+
+  zeros = (jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
+  return jax.lax.scan(
+      jax.checkpoint(add, prevent_cse=False), zeros, tuple(map(pieces, (unread.states, targets, weights))))[0]

@@ -105,7 +105,7 @@ def make(
 
     def total(trainables):
       stacked = jax.tree.map(lambda *x: jnp.stack(x), *[_padded(t, group.length) for t in trainables])
-      each = lambda trainable, batch, key: loss_fn(group.model.logits(trainable, frozen, batch, key), batch)
+      each = lambda trainable, batch, key: loss_fn(group.model.unread(trainable, frozen, batch, key), batch)
       loss = jax.vmap(each)(stacked, batch, keys)
       return jnp.sum(loss.total), loss  # members do not meet: the gradient of the sum is that of each
 

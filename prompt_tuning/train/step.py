@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prompt_tuning.prompted import Prompted
+from prompt_tuning.prompted import Prompted, Unread
 from prompt_tuning.train import losses
 from prompt_tuning.types import Array, Batch, Params, PyTree, Trainable
 
@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
   opt_state: PyTree
 
 
-LossFn = Callable[[Array, Batch], losses.Loss]
+LossFn = Callable[[Unread, Batch], losses.Loss]
 
 
 def init_state(trainable: Trainable, optimizer: optax.GradientTransformation) -> TrainState:
@@ -37,7 +37,7 @@ def make_train_step(
   The state is donated; the frozen parameters never are.
 
   Args:
-    loss_fn: (logits, batch) -> `losses.Loss`.
+    loss_fn: (`Unread` logits, batch) -> `losses.Loss`.
     dropout_seed: seed of the frozen model's dropout, folded with the step; None: no dropout.
     microbatches: gradients are summed over so many slices of the batch, to save memory.
     use_hardware_rng: draw dropout with XLA's generator, which compiles in half the time, rather than with threefry,
@@ -45,7 +45,7 @@ def make_train_step(
   """
 
   def summed_loss(trainable, frozen, batch, key):
-    loss = loss_fn(model.logits(trainable, frozen, batch, key), batch)
+    loss = loss_fn(model.unread(trainable, frozen, batch, key), batch)
     return loss.total, loss
 
   grad_fn = jax.grad(summed_loss, argnums=0, has_aux=True)
