@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import quantized, trees
-from prompt_tuning.backbones import bart, gpt2, roberta, t5
+from prompt_tuning.backbones import bart, fused, gpt2, roberta, t5
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.backbones.config import BackboneConfig
 from prompt_tuning.checkpoints import base as base_checkpoints
@@ -41,6 +41,7 @@ class Backbone:
     dropout_rate: of the frozen model while training (Lester et al. 2021 leave T5's 0.1 on).
     scan: one compiled layer in a loop (fast to compile), else unrolled (faster on a CPU).
     remat: 'none', 'dots' or 'full', see `backbones/stack.py`.
+    attention: 'einsum', 'xla' or 'cudnn' (on GPUs), see `backbones/fused.py`.
     tokenizer: a folder or file of its tokenizer; None: what lies beside the checkpoint, else T5's own for T5.
     readout: what is read from it: its text, or a label.
   """
@@ -51,6 +52,7 @@ class Backbone:
   dropout_rate: float = 0.1
   scan: bool = True
   remat: str = 'none'
+  attention: str = 'einsum'
   tokenizer: str | None = None
   readout: readouts.Readout = readouts.TextToText()  # noqa: RUF009 (frozen)
 
@@ -63,13 +65,15 @@ class Backbone:
     """The backbone of that configuration.
 
     Raises:
-      ValueError: there is none for its family of models.
+      ValueError: there is none for its family of models, or its attention cannot be computed as asked for.
     """
     if config.family not in BACKBONES:
       raise ValueError(f'There is no backbone for models of the family {config.family!r} yet (there is one for: '
                        f'{", ".join(BACKBONES)}); its checkpoint can be inspected and converted, not run.')
+    fused.check(self.attention, DTYPES[self.dtype], config.head_dim)
     return BACKBONES[config.family](
-        config, dtype=DTYPES[self.dtype], dropout_rate=self.dropout_rate, scan=self.scan, remat=self.remat)
+        config, dtype=DTYPES[self.dtype], dropout_rate=self.dropout_rate, scan=self.scan, remat=self.remat,
+        attention=self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +176,7 @@ def _described(path: str | None, source: base_checkpoints.Source | None, method:
     raise ValueError('Neither INITIAL_CHECKPOINT_PATH nor MODEL_SIZE is set: name a base checkpoint, or a size '
                      f'({", ".join(config_lib.SIZES)}) for random parameters.')
   partitioner.check_heads(config.num_heads)
+  fused.check(backbone.attention, DTYPES[backbone.dtype], config.head_dim, partitioner.mesh.devices.flat[0].platform)
   tokenizer = _tokenizer(backbone.tokenizer or (source and source.tokenizer_path), config)
   if config.mask_id is None and tokenizer is not None:
     config = dataclasses.replace(config, mask_id=tokenizer.mask_id if config.encoder_only else None)

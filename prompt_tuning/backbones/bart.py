@@ -29,6 +29,7 @@ class Block(nn.Module):
   dtype: jnp.dtype
   deterministic: bool
   keep: bool
+  attention: str
 
   @nn.compact
   def __call__(self, x: Array, shared: Mapping, per_layer: Mapping):
@@ -37,7 +38,8 @@ class Block(nn.Module):
     norm = lambda name, y: layers.LayerNorm(self.dtype, c.layer_norm_epsilon, name=name)(y)
     drop = lambda y: layers.Dropout(self.dropout_rate)(y, self.deterministic)
     attention = lambda name: layers.Attention(
-        c.num_heads, c.head_dim, self.dropout_rate, self.dtype, scaled=True, use_bias=True, name=name)
+        c.num_heads, c.head_dim, self.dropout_rate, self.dtype, scaled=True, use_bias=True,
+        implementation=self.attention, name=name)
 
     name = 'self_attention' if self.cross else 'attention'
     y, new_self = attention(name)(
@@ -66,6 +68,7 @@ class Stack(nn.Module):
   scan: bool
   remat: str
   apart: bool = False
+  attention: str = 'einsum'
 
   def setup(self):
     if self.decoder and self.config.logits_bias:
@@ -90,7 +93,7 @@ class Stack(nn.Module):
     name = 'decoder' if self.decoder else 'encoder'
     per_layer = {'sites': sites_lib.of_stack(sites, name), 'cache': cache}
     blocks = stack(Block, c.segments(name), self.scan, self.remat, self.apart)
-    x, new = blocks(self.decoder, self.dropout_rate, self.dtype, deterministic, keep)(
+    x, new = blocks(self.decoder, self.dropout_rate, self.dtype, deterministic, keep, self.attention)(
         x, {'virtual': virtual, 'mask': mask, 'cross': cross}, per_layer)
     return x, new
 
@@ -108,12 +111,13 @@ class BART(nn.Module):
   scan: bool = True
   remat: str = 'none'
   apart: bool = False
+  attention: str = 'einsum'
 
   def setup(self):
     c = self.config
     self.token_embedder = layers.Embedder(c.vocab_size, c.d_model, self.dtype, _INIT)
     make = lambda decoder: Stack(
-        c, decoder, self.dropout_rate, self.dtype, self.scan, self.remat, self.apart,
+        c, decoder, self.dropout_rate, self.dtype, self.scan, self.remat, self.apart, self.attention,
         name='decoder' if decoder else 'encoder')
     self.encoder, self.decoder = make(False), make(True)
 

@@ -29,6 +29,7 @@ class Block(nn.Module):
   dtype: jnp.dtype
   deterministic: bool
   keep: bool
+  attention: str
 
   @nn.compact
   def __call__(self, x: Array, shared: Mapping, per_layer: Mapping):
@@ -38,7 +39,8 @@ class Block(nn.Module):
     drop = lambda y: layers.Dropout(self.dropout_rate)(y, self.deterministic)
     y = norm('pre_self_attention_layer_norm', x)
     y, new = layers.Attention(
-        c.num_heads, c.head_dim, self.dropout_rate, self.dtype, scaled=True, use_bias=True, name='self_attention')(
+        c.num_heads, c.head_dim, self.dropout_rate, self.dtype, scaled=True, use_bias=True,
+        implementation=self.attention, name='self_attention')(
             y, y, shared['virtual'], None, shared['mask'], sites, self.deterministic, cache=per_layer['cache'])
     x = x + drop(y)
     y = layers.MLP(c.d_ff, c.mlp_activations, 0.0, self.dtype, use_bias=True, name='mlp')(
@@ -55,6 +57,7 @@ class Stack(nn.Module):
   scan: bool
   remat: str
   apart: bool = False
+  attention: str = 'einsum'
 
   @nn.compact
   def __call__(self, x, virtual, mask, sites, deterministic, *, cache=None, keep=False):
@@ -63,7 +66,7 @@ class Stack(nn.Module):
     per_layer = {'sites': sites_lib.of_stack(sites, 'decoder'), 'cache': cache}
     x = layers.Dropout(self.dropout_rate)(x, deterministic)
     blocks = stack(Block, c.segments('decoder'), self.scan, self.remat, self.apart)
-    x, new = blocks(self.dropout_rate, self.dtype, deterministic, keep)(
+    x, new = blocks(self.dropout_rate, self.dtype, deterministic, keep, self.attention)(
         x, {'virtual': virtual, 'mask': mask}, per_layer)
     return layers.LayerNorm(self.dtype, c.layer_norm_epsilon, name='decoder_norm')(x), new
 
@@ -77,12 +80,13 @@ class GPT2(nn.Module):
   scan: bool = True
   remat: str = 'none'
   apart: bool = False
+  attention: str = 'einsum'
 
   def setup(self):
     c = self.config
     self.token_embedder = layers.Embedder(c.vocab_size, c.d_model, self.dtype, _INIT)
     self.position_embedder = layers.Embedder(c.max_positions, c.d_model, self.dtype, _INIT, 'length')
-    self.decoder = Stack(c, self.dropout_rate, self.dtype, self.scan, self.remat, self.apart)
+    self.decoder = Stack(c, self.dropout_rate, self.dtype, self.scan, self.remat, self.apart, self.attention)
 
   def _embed(self, tokens, positions, sites):
     """Ids and positions [B, T] -> [B, T, D] and virtual ids [B, T]."""

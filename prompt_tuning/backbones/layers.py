@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning import quantized
+from prompt_tuning.backbones import fused
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.types import Array
 
@@ -179,6 +180,7 @@ class Attention(nn.Module):
   Attributes:
     scaled: scores are divided by sqrt(H). T5 folds that into the initial queries instead.
     use_bias: projections have biases.
+    implementation: 'einsum' (`attend`), or one of `fused.IMPLEMENTATIONS`, which decoding steps do without.
   """
 
   num_heads: int
@@ -187,6 +189,7 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
   scaled: bool = False
   use_bias: bool = False
+  implementation: str = 'einsum'
 
   @nn.compact
   def __call__(self, x, memory, virtual, bias, mask, sites, deterministic, site='attn', cache=None):
@@ -222,7 +225,12 @@ class Attention(nn.Module):
       more = content.more
       ones = jnp.ones((x.shape[0], self.num_heads, 1, content.length), self.dtype)
       more_kept = Dropout(self.dropout_rate, name='prefix_dropout')(ones, deterministic)
-    y = attend(q, own, bias, mask, more, None if deterministic else more_kept).reshape(*x.shape[:-1], joined)
+    more_kept = None if deterministic else more_kept
+    if self.implementation != 'einsum' and fused.fits(own):
+      y = fused.attend(self.implementation, q, *own[0], bias, mask, more, more_kept)
+    else:
+      y = attend(q, own, bias, mask, more, more_kept)
+    y = y.reshape(*x.shape[:-1], joined)
     y = Dense(x.shape[-1], ('joined_kv', 'embed'), self.dtype, use_bias=self.use_bias, name='out')(y)
     return sites_lib.at(sites, f'{site}_out', y), new
 

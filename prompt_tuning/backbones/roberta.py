@@ -41,6 +41,7 @@ class Block(nn.Module):
   dtype: jnp.dtype
   deterministic: bool
   keep: bool
+  attention: str
 
   @nn.compact
   def __call__(self, x: Array, shared: Mapping, per_layer: Mapping):
@@ -49,7 +50,8 @@ class Block(nn.Module):
     norm = lambda name, y: layers.LayerNorm(self.dtype, c.layer_norm_epsilon, name=name)(y)
     drop = lambda y: layers.Dropout(self.dropout_rate)(y, self.deterministic)
     y, new = layers.Attention(
-        c.num_heads, c.head_dim, self.dropout_rate, self.dtype, scaled=True, use_bias=True, name='attention')(
+        c.num_heads, c.head_dim, self.dropout_rate, self.dtype, scaled=True, use_bias=True,
+        implementation=self.attention, name='attention')(
             x, x, shared['virtual'], None, shared['mask'], sites, self.deterministic)
     x = norm('post_attention_layer_norm', x + drop(y))
     y = layers.MLP(c.d_ff, c.mlp_activations, 0.0, self.dtype, use_bias=True, name='mlp')(
@@ -66,6 +68,7 @@ class Stack(nn.Module):
   dtype: jnp.dtype
   scan: bool
   remat: str
+  attention: str = 'einsum'
 
   @nn.compact
   def __call__(self, x, virtual, mask, sites, deterministic, *, keep=False):
@@ -74,7 +77,7 @@ class Stack(nn.Module):
     x = layers.LayerNorm(self.dtype, c.layer_norm_epsilon, name='embedding_norm')(x)
     x = layers.Dropout(self.dropout_rate)(x, deterministic)
     blocks = stack(Block, c.segments('encoder'), self.scan, self.remat)
-    return blocks(self.dropout_rate, self.dtype, deterministic, keep)(
+    return blocks(self.dropout_rate, self.dtype, deterministic, keep, self.attention)(
         x, {'virtual': virtual, 'mask': mask}, {'sites': sites_lib.of_stack(sites, 'encoder')})
 
 
@@ -102,6 +105,7 @@ class RoBERTa(nn.Module):
   dropout_rate: float = 0.1
   scan: bool = True
   remat: str = 'none'
+  attention: str = 'einsum'
 
   def setup(self):
     c = self.config
@@ -109,7 +113,7 @@ class RoBERTa(nn.Module):
     self.token_embedder = table(c.vocab_size, 'vocab')
     self.position_embedder = table(c.max_positions + c.position_offset)
     self.token_type_embedder = table(c.token_types)
-    self.encoder = Stack(c, self.dropout_rate, self.dtype, self.scan, self.remat)
+    self.encoder = Stack(c, self.dropout_rate, self.dtype, self.scan, self.remat, self.attention)
     if c.mlm_head:
       self.mlm_head = MLMHead(c, self.dtype)
 

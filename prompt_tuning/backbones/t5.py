@@ -62,6 +62,7 @@ class Block(nn.Module):
   dtype: jnp.dtype
   deterministic: bool
   keep: bool
+  attention: str
 
   @nn.compact
   def __call__(self, x: Array, shared: Mapping, per_layer: Mapping):
@@ -70,7 +71,7 @@ class Block(nn.Module):
     norm = lambda name, y: layers.RMSNorm(self.dtype, name=name)(y)
     drop = lambda y: layers.Dropout(self.dropout_rate)(y, self.deterministic)
     attention = lambda name: layers.Attention(
-        c.num_heads, c.head_dim, self.dropout_rate, self.dtype, name=name)
+        c.num_heads, c.head_dim, self.dropout_rate, self.dtype, implementation=self.attention, name=name)
 
     bias = shared['bias']
     if c.relpos_per_layer:
@@ -104,6 +105,7 @@ class Stack(nn.Module):
   scan: bool
   remat: str
   apart: bool = False
+  attention: str = 'einsum'
 
   def setup(self):
     if self.decoder and not self.config.tied_embeddings:
@@ -131,7 +133,8 @@ class Stack(nn.Module):
     name = 'decoder' if self.decoder else 'encoder'
     per_layer = {'sites': sites_lib.of_stack(sites, name), 'cache': cache}
     blocks = stack(Block, c.segments(name), self.scan, self.remat, self.apart)
-    x, new = blocks(self.decoder, self.dropout_rate, self.dtype, deterministic, keep)(drop(x), shared, per_layer)
+    x, new = blocks(self.decoder, self.dropout_rate, self.dtype, deterministic, keep, self.attention)(
+        drop(x), shared, per_layer)
     return drop(layers.RMSNorm(self.dtype, name=f'{name}_norm')(x)), new
 
   def head(self, x: Array) -> Array:
@@ -147,6 +150,7 @@ class T5(nn.Module):
     dropout_rate: active only where a call says `deterministic=False`.
     scan: compile one layer and loop, or unroll; the numbers agree.
     remat, apart: see `stack.stack`.
+    attention: see `layers.Attention`.
   """
 
   config: BackboneConfig
@@ -155,12 +159,13 @@ class T5(nn.Module):
   scan: bool = True
   remat: str = 'none'
   apart: bool = False
+  attention: str = 'einsum'
 
   def setup(self):
     c = self.config
     self.token_embedder = layers.Embedder(c.vocab_size, c.d_model, self.dtype)
     make = lambda decoder: Stack(
-        c, decoder, self.dropout_rate, self.dtype, self.scan, self.remat, self.apart,
+        c, decoder, self.dropout_rate, self.dtype, self.scan, self.remat, self.apart, self.attention,
         name='decoder' if decoder else 'encoder')
     self.encoder, self.decoder = make(False), make(True)
 
