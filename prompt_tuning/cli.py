@@ -13,6 +13,8 @@ import sys
 import time
 import traceback
 
+from prompt_tuning import hosts
+
 COMMANDS = {
     'train': ('prompt_tuning.train.loop:train', 'runs/train.gin', 'tune a method on a frozen base'),
     'eval': ('prompt_tuning.train.evaluate:evaluate', 'runs/eval.gin', 'score a tuned prompt on tasks'),
@@ -44,6 +46,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
       epilog=f'Begin with --gin_file={example}; the macros to set are listed at its top:\n'
       f'  {gin_utils.config_folder() / example}')
   gin_utils.add_flags(parser)
+  hosts.add_flags(parser)
   parser.add_argument('--dry_run', action='store_true', help='read the configuration, print it and stop')
   return parser
 
@@ -51,12 +54,19 @@ def _parser(command: str) -> argparse.ArgumentParser:
 def run(command: str, argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code. Errors of the user's making are one message."""
   try:
-    return _run(command, argv)
+    code = _run(command, argv)
+    hosts.finish()
+    return code
   except Exception as error:
+    hosts.settle()
     if not ours(error):
+      if hosts.several():
+        traceback.print_exc()
+      hosts.fail(repr(error))
       raise
     message = re.split(r'\n\s*In call to configurable', str(error))[0]  # gin adds where it was called from
-    print(f'prompt-tuning {command}: {message}', file=sys.stderr)
+    print(f'prompt-tuning {command}: {message}', file=sys.stderr, flush=True)
+    hosts.fail(message)
     return 1
 
 
@@ -72,15 +82,18 @@ def _run(command: str, argv: Sequence[str]) -> int:
     os.environ['TFDS_DATA_DIR'] = flags.tfds_data_dir
   if flags.seqio_additional_cache_dirs:
     os.environ['SEQIO_ADDITIONAL_CACHE_DIRS'] = flags.seqio_additional_cache_dirs
+  if not flags.dry_run:
+    hosts.start(flags)
   gin.clear_config()
   gin_utils.parse(flags.gin_file, [*flags.gin_bindings, *bindings], flags.gin_search_paths)
   if flags.dry_run:
     print(gin.config_str())
     return 0
   compiled.keep()
+  hosts.agree(lambda: {'configuration': gin.config_str(), 'versions': hosts.versions()})
   job = gin.get_configurable(function(COMMANDS[command][0]))
   if command in ('train', 'population'):
-    job(on_start=lambda: save_config(gin_utils.macro('MODEL_DIR')))
+    job(on_start=lambda: save_config(gin_utils.macro('MODEL_DIR')) if hosts.is_first() else None)
   else:
     job()
   return 0

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import hashlib
+from importlib import metadata
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -30,7 +32,7 @@ class DisagreementError(ValueError):
 class _Job:
   """What this process knows of its job."""
 
-  link: link.Link | None = None
+  connection: link.Link | None = None
   advice: Callable[[], str] = lambda: ''
 
 
@@ -53,14 +55,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def start(flags: argparse.Namespace) -> None:
-  """Connects this process with the others of its job, if the flags say that there are any. Before any use of devices.
+  """Connects this process with the others of its job, if the flags say that there are any. Before any use of devices;
+  once it has, it does nothing.
 
   Raises:
     link.LinkError, ValueError: the flags are incomplete, or the processes cannot find each other; within
       --initialization_timeout.
   """
   given = {name: getattr(flags, name) for name in ('coordinator_address', 'process_count', 'process_index')}
-  if not flags.multiprocess and all(value is None for value in given.values()):
+  if several() or not flags.multiprocess and all(value is None for value in given.values()):
     return
   address, count, index, devices = _completed(given, flags.initialization_timeout)
   host, _ = link.parse(address)
@@ -68,7 +71,7 @@ def start(flags: argparse.Namespace) -> None:
     raise ValueError(f'--process_index={index} of --process_count={count}: expected one from 0 to {count - 1}.')
   if count == 1:
     return
-  _job.link = link.Link(
+  _job.connection = link.Link(
       address, count, index, timeout=flags.initialization_timeout, silence=flags.heartbeat_timeout, on_loss=_end)
   import jax
 
@@ -76,7 +79,7 @@ def start(flags: argparse.Namespace) -> None:
   later = flags.heartbeat_timeout + 30  # jax ends a process without saying who died, so `link` goes first
   try:
     jax.distributed.initialize(
-        f'[{host}]:{_job.link.port}' if ':' in host else f'{host}:{_job.link.port}', count, index, devices,
+        f'[{host}]:{_job.connection.port}' if ':' in host else f'{host}:{_job.connection.port}', count, index, devices,
         cluster_detection_method='deactivate', initialization_timeout=flags.initialization_timeout,
         heartbeat_timeout_seconds=later)
   except RuntimeError as error:
@@ -93,7 +96,11 @@ def _completed(given: Mapping[str, Any], timeout: int) -> tuple[str, int, int, A
 
   devices = None
   if None in given.values():
-    *found, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(*given.values(), None, None, timeout)
+    try:
+      *found, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(*given.values(), None, None, timeout)
+    except (RuntimeError, ValueError, LookupError, OSError) as error:
+      raise ValueError(f'The other processes could not be read from the environment ({error!r}). Give all three of '
+                       f'{", ".join(f"--{name}" for name in given)}.') from error
     given = dict(zip(given, found, strict=True))
   if missing := [f'--{name}' for name, value in given.items() if value is None]:
     raise ValueError(f'No {", ".join(missing)}, and this is not one of {ENVIRONMENTS}. Give all three of '
@@ -103,7 +110,7 @@ def _completed(given: Mapping[str, Any], timeout: int) -> tuple[str, int, int, A
 
 def several() -> bool:
   """Whether the job has other processes."""
-  return _job.link is not None
+  return _job.connection is not None
 
 
 def is_first() -> bool:
@@ -119,7 +126,7 @@ def gather(value: Any) -> list[Any]:
   Raises:
     link.LinkError: one of them is gone.
   """
-  return _job.link.gather(value) if several() else [value]
+  return _job.connection.gather(value) if several() else [value]
 
 
 def completed(value: Any) -> Any:
@@ -169,6 +176,14 @@ def _diff(name: str, one: str, other: str, limit: int = 20) -> str:
   return '\n'.join([f'{name}:', *kept[:limit], *([f'  ... {len(kept) - limit} more'] if len(kept) > limit else [])])
 
 
+def versions() -> str:
+  """Of what must be alike on all hosts; of this package its sources."""
+  package = pathlib.Path(__file__).parent
+  sources = hashlib.sha256(b''.join(path.read_bytes() for path in sorted(package.rglob('*.py')))).hexdigest()
+  found = {name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'seqio', 'tensorflow')}
+  return '\n'.join(f'{name} {version}' for name, version in {'prompt_tuning sources': sources[:12], **found}.items())
+
+
 def advise(advice: Callable[[], str]) -> None:
   """What to add when this job ends because another process is gone."""
   _job.advice = advice
@@ -180,25 +195,25 @@ def _end(text: str) -> NoReturn:
   os._exit(1)  # from any thread, and without jax's farewell, which waits for those who are gone
 
 
-def fail(text: str) -> None:
-  """Tells the other processes what went wrong in this one and ends it; alone, it does nothing.
+def settle() -> None:
+  """To be called before an error is told: where another process is gone, it is but a consequence, and this one ends."""
+  if several():
+    time.sleep(2)  # a lost connection is known in moments, and `_end` comes first
 
-  Where another is gone, this process's own error is but a consequence, and that is what is told.
-  """
-  if not several():
-    return
-  time.sleep(2)  # a lost connection is known in moments; then `_end` comes first
-  _job.link.fail(text)
-  time.sleep(0.5)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(1)
+
+def fail(text: str) -> None:
+  """Tells the other processes what went wrong in this one and ends it; alone, it does nothing."""
+  if several():
+    _job.connection.fail(text)
+    time.sleep(0.5)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def finish() -> None:
   """Takes leave of the other processes: this one has done its part."""
   if several():
-    _job.link.close()
+    _job.connection.close()
 
 
 class Preemption:

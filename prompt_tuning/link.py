@@ -166,8 +166,8 @@ class Link:
       said = '; what listens there is no process of this job, or it ended'
       time.sleep(0.5)
     raise LinkError(
-        f'--coordinator_address={host}:{port}: no answer of process 0 within {timeout:.0f} s{said}. Is it running there, '
-        'and can the port be reached from here? It may wait longer: --initialization_timeout.')
+        f'--coordinator_address={host}:{port}: no answer of process 0 within {timeout:.0f} s{said}. Is it running '
+        'there, and can the port be reached from here? It may wait longer: --initialization_timeout.')
 
   # --- While they work.
   def _read(self, number: int, peer: _Peer) -> None:

@@ -209,8 +209,7 @@ def megabytes(total: int) -> Callable[[int], None]:
   def tick(nbytes: int) -> None:
     nonlocal done
     done += nbytes
-    if jax.process_index() == 0:
-      progress.show(round(done / 1e6), {})
+    progress.show(round(done / 1e6), {})
 
   return tick
 

@@ -4,9 +4,14 @@ from collections.abc import Mapping
 import sys
 import time
 
+from prompt_tuning import hosts
+
 
 class Progress:
-  """One line of progress: rewritten in place on a terminal, else a new line every few seconds."""
+  """One line of progress: rewritten in place on a terminal, else a new line every few seconds.
+
+  Of several processes the first one shows it.
+  """
 
   def __init__(self, total: int | None = None, done: int = 0, every: float = 5.0, unit: str = 'step'):
     """`total`: None where it is not known beforehand; then no time left is shown."""
@@ -28,7 +33,7 @@ class Progress:
   def show(self, done: int, values: Mapping[str, float], force: bool = False) -> None:
     """Shows `done` of the total with rates, time left and `values`, if it is time."""
     now = time.monotonic()
-    if not force and now - self._shown < self._every:
+    if not hosts.is_first() or not force and now - self._shown < self._every:
       return
     self._shown = now
     seconds = max(now - self._began, 1e-9)

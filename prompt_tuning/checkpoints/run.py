@@ -59,6 +59,13 @@ class RunCheckpoints:
     """Step of the newest whole checkpoint."""
     return self._manager.latest_step()
 
+  def last_words(self) -> str:
+    """How to go on from here, for a process that has to end."""
+    folder = self._root / 'checkpoints'
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]  # others are being written
+    found = f'The last checkpoint in {self._root} is of step {max(steps)}' if steps else 'There is no checkpoint yet'
+    return f'{found}; start all processes again with the same flags to go on.'
+
   @property
   def steps(self) -> list[int]:
     """Steps that are kept."""

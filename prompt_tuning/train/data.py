@@ -26,6 +26,7 @@ from prompt_tuning.tokenizer import AnyTokenizer
 tf.config.set_visible_devices([], 'GPU')  # TensorFlow only reads data: left alone it takes all of a GPU's memory
 
 Example = features.Example
+FIRST = 16  # examples that hosts compare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,20 @@ def _asks_for_lengths(task: seqio.Task | seqio.Mixture) -> bool:
   steps = [step for each in getattr(task, 'tasks', [task]) for step in each.preprocessors]
   return any('sequence_length' in inspect.signature(step).parameters
              for step in steps if step is not seqio.preprocessors.append_eos_after_trim)
+
+
+def facts(datasets: Sequence[Dataset]) -> dict[str, str]:
+  """What hosts compare to see that they read the same data: of each dataset its first examples, and how many it says
+  that there are.
+  """
+  found = {}
+  for dataset in datasets:
+    some = dataclasses.replace(dataset, shuffle=False, limit=FIRST, shards=1).epoch(seed=0)
+    lines = [f'{name} {np.asarray(value).tolist()}' for example in some for name, value in sorted(example.items())]
+    each = getattr(dataset.task, 'tasks', [dataset.task])
+    sizes = {task.name: task.source.num_input_examples(dataset.split) for task in each if dataset.split in task.splits}
+    found[f'data of {dataset.mixture_or_task_name}, {dataset.split}'] = '\n'.join([f'{sizes}', *lines])
+  return found
 
 
 def encoder(

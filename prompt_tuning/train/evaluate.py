@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 
-from prompt_tuning import decoding, ensemble, features, loading
+from prompt_tuning import decoding, ensemble, features, hosts, loading
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
@@ -93,7 +93,7 @@ class Evaluator:
     for fns, outputs in ((task.predict_metric_fns, predictions), (task.score_metric_fns, scores)):
       for fn in fns:
         metrics.update({name: float(value) for name, value in fn(targets, outputs).items()})
-    if report := convert.report():
+    if hosts.is_first() and (report := convert.report()):
       print(f'{self.dataset.mixture_or_task_name}: {report}', file=sys.stderr)
     return metrics, rows
 
@@ -140,10 +140,12 @@ def _score(loaded: loading.Loaded, trainable, eval_datasets, decoder, root) -> d
     loaded.partitioner.check_batch(dataset.batch_size)
     name = dataset.mixture_or_task_name
     results[name], rows = Evaluator(loaded, dataset, decoder)(trainable)
-    writers.write_lines(root / f'{name}.jsonl', rows)
-    print(f'{name}  ' + '  '.join(f'{k} {v:.4f}' for k, v in results[name].items()), flush=True)
+    if hosts.is_first():
+      writers.write_lines(root / f'{name}.jsonl', rows)
+      print(f'{name}  ' + '  '.join(f'{k} {v:.4f}' for k, v in results[name].items()), flush=True)
   results['seconds'] = time.monotonic() - began
-  writers.write_json(root / 'metrics.json', results)
+  if hosts.is_first():
+    writers.write_json(root / 'metrics.json', results)
   return results
 
 

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import math
-import signal
 import sys
-import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import decoding, loading, trees
+from prompt_tuning import decoding, hosts, loading, trees
 from prompt_tuning.checkpoints import run as run_checkpoints
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods import readouts
@@ -31,15 +30,6 @@ from prompt_tuning.train import step as step_lib
 
 class NonFiniteLossError(FloatingPointError):
   """The loss became NaN or infinite; the last checkpoint is from before."""
-
-
-class Preemption:
-  """Notes SIGTERM (a pod or a queue taking the machine back), to stop after the current step."""
-
-  def __init__(self):
-    self.requested = False
-    if threading.current_thread() is threading.main_thread():
-      signal.signal(signal.SIGTERM, lambda *_: setattr(self, 'requested', True))
 
 
 def train(
@@ -97,8 +87,8 @@ def train(
     checkpoints.run.ResumeError: MODEL_DIR holds another run.
   """
   began = time.monotonic()
-  preemption = Preemption()
-  first = jax.process_index() == 0
+  preemption = hosts.Preemption()
+  first = hosts.is_first()
   tell = (lambda text: print(text, file=sys.stderr, flush=True)) if first else lambda text: None
 
   # --- The frozen base, in its shards.
@@ -131,7 +121,12 @@ def train(
       'restore_optimizer': restore_optimizer, 'method': repr(method).split('\n')[0], **settings_of(model),
       'state': run_checkpoints.description(state._asdict())}
   position, best, waited = None, -math.inf, 0
-  if (latest := checkpoints.latest) is not None:
+  latest = checkpoints.latest
+  hosts.agree(lambda: {
+      'the base model': about['base_fingerprint'], **data.facts((train_dataset, *eval_datasets)),
+      'newest checkpoint in MODEL_DIR, a folder that all hosts share': str(latest)})
+  hosts.advise(checkpoints.last_words)
+  if latest is not None:
     before = checkpoints.about(latest)
     run_checkpoints.check_resumable(before, about, model_dir)
     state = step_lib.TrainState(**checkpoints.restore(latest, state._asdict()))
@@ -180,8 +175,8 @@ def train(
               'step': step, 'metric': metric, **settings_of(model)}
     tensors = jax.device_get(export(state.trainable))
     finished = tuned.Tuned(tuned.method_of(tensors), tensors, origin) if tensors else None
-    checkpoints.save(
-        step, state._asdict(), {**about, 'position': position, 'best': best, 'waited': waited}, finished, metric)
+    where = {'position': hosts.completed(position), 'best': best, 'waited': waited}
+    checkpoints.save(step, state._asdict(), {**about, **where}, finished, metric)
 
   # --- The loop.
   results = {}
@@ -199,12 +194,12 @@ def train(
       if step == start + 1:
         jax.block_until_ready(state)
         tell(f'first step done {time.monotonic() - began:.1f} s after the start of the run')
-      stop = preemption.requested
+      stop = preemption.stops(step)
       evaluating = bool(evaluators) and (step % eval_period == 0 or step == end)
       saving = step % save_period == 0 or step == end or evaluating or stop
       if step % log_period == 0 or saving:
         log = _fetch(pending, saved, model_dir)
-        real = sum(float(np.count_nonzero(tokens != loaded.config.source_pad_id)) for _, _, tokens in pending)
+        real = sum(float(jnp.count_nonzero(tokens != loaded.config.source_pad_id)) for _, _, tokens in pending)
         padded = sum(tokens.size for _, _, tokens in pending)
         progress.add(examples=len(pending) * train_dataset.batch_size, tokens=padded, **{'real tokens': real})
         writer.write(step, 'train', **log, learning_rate=float(schedule(step - 1)),

@@ -26,7 +26,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from prompt_tuning import decoding, loading, trees
+from prompt_tuning import decoding, hosts, loading, trees
 from prompt_tuning.checkpoints import run as run_checkpoints
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
@@ -78,8 +78,8 @@ def train(
     checkpoints.run.ResumeError: MODEL_DIR holds another population, or a run.
   """
   began = time.monotonic()
-  preemption = loop.Preemption()
-  first = jax.process_index() == 0
+  preemption = hosts.Preemption()
+  first = hosts.is_first()
   tell = (lambda text: print(text, file=sys.stderr, flush=True)) if first else lambda text: None
 
   # --- The frozen base, in its shards, and each member's method on it.
@@ -111,7 +111,12 @@ def train(
       'seed': [[*dataclasses.astuple(member)] for member in members] + ['shared order'] * shared_order,
       'state': run_checkpoints.description(state._asdict())}
   before = {'positions': None, 'status': None}
-  if (latest := checkpoints.latest) is not None:
+  latest = checkpoints.latest
+  hosts.agree(lambda: {
+      'the base model': about['base_fingerprint'], **data.facts((train_dataset, *eval_datasets)),
+      'newest checkpoint in MODEL_DIR, a folder that all hosts share': str(latest)})
+  hosts.advise(checkpoints.last_words)
+  if latest is not None:
     before = checkpoints.about(latest)
     run_checkpoints.check_resumable(before, about, model_dir)
     state = step_lib.TrainState(**checkpoints.restore(latest, state._asdict()))
@@ -162,7 +167,7 @@ def train(
             'base_config': dataclasses.asdict(loaded.config), 'task': train_dataset.mixture_or_task_name,
             'step': step, 'metric': metrics.get(i), **loop.settings_of(member.loaded.model)}, keep)
     checkpoints.save(step, state._asdict(), {
-        **about, 'positions': position['streams'], 'status': [member.status for member in trained]})
+        **about, 'positions': hosts.completed(position)['streams'], 'status': [member.status for member in trained]})
 
   # --- The loop.
   progress, pending = Progress(train_steps, start), []
@@ -175,7 +180,7 @@ def train(
       state, metrics = train_step(state, loaded.frozen, batch)
       step += 1
       pending.append((step, metrics))
-      stop = preemption.requested
+      stop = preemption.stops(step)
       evaluating = bool(eval_datasets) and (step % eval_period == 0 or step == train_steps)
       saving = step % save_period == 0 or step == train_steps or evaluating or stop
       if step % log_period == 0 or saving:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 import json
 import os
 import pathlib
+import socket
 from typing import Any
 
 import tensorboardX
@@ -68,7 +69,7 @@ def writable_folder(path: str, macro: str) -> pathlib.Path:
   folder = pathlib.Path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f'.probe-{os.getpid()}'
+    probe = folder / f'.probe-{socket.gethostname()}-{os.getpid()}'
     probe.touch()
     probe.unlink()
   except OSError as error:
