@@ -30,7 +30,7 @@ class DisagreementError(ValueError):
 
 @dataclasses.dataclass
 class _Job:
-  """What this process knows of its job."""
+  """What this process knows of its job; without a connection it is alone."""
 
   connection: link.Link | None = None
   advice: Callable[[], str] = lambda: ''
@@ -115,9 +115,7 @@ def several() -> bool:
 
 def is_first() -> bool:
   """Whether this is the process that writes files and messages."""
-  import jax
-
-  return not several() or jax.process_index() == 0
+  return not several() or _job.connection.index == 0
 
 
 def gather(value: Any) -> list[Any]:
@@ -158,9 +156,7 @@ def agree(facts: Callable[[], Mapping[str, str]]) -> None:
   differ = [i for i, digest in enumerate(digests) if digest != digests[0]]
   if not differ:
     return
-  import jax
-
-  texts = gather(mine if jax.process_index() in (0, differ[0]) else None)
+  texts = gather(mine if _job.connection.index in (0, differ[0]) else None)
   pair = texts[0], texts[differ[0]]
   names = [name for name in sorted({*pair[0], *pair[1]}) if pair[0].get(name) != pair[1].get(name)]
   more = f' (and so do processes {", ".join(map(str, differ[1:6]))})' if differ[1:] else ''

@@ -55,7 +55,7 @@ class _Peer:
       pass
 
   def close(self) -> None:
-    for end in (lambda: self._connection.shutdown(socket.SHUT_RDWR), self._connection.close):
+    for end in (lambda: self._connection.shutdown(socket.SHUT_RDWR), self._lines.close, self._connection.close):
       try:
         end()
       except OSError:
@@ -80,7 +80,7 @@ class Link:
     Raises:
       LinkError: the port is in use, there is no answer, or somebody has not come.
     """
-    self._count, self._index, self._silence, self._on_loss = count, index, silence, on_loss
+    self._count, self.index, self._silence, self._on_loss = count, index, silence, on_loss
     self._peers: dict[int, _Peer] = {}
     self._gathering: dict[str, dict[int, Any]] = {}
     self._gathered: queue.Queue = queue.Queue()
@@ -105,8 +105,8 @@ class Link:
       server = socket.create_server(
           ('', port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=1024)
     except OSError as error:
-      raise LinkError(f'--coordinator_address={address}: process 0 cannot listen on port {port} ({error.strerror}). '
-                      'Choose a free port, the same for all processes.') from error
+      raise LinkError(f'--coordinator_address={address}: process 0 cannot listen on port {port} '
+                      f'({os.strerror(error.errno)}). Choose a free port, the same for all processes.') from error
     with server:
       while missing := [i for i in range(1, self._count) if i not in self._peers]:
         server.settimeout(max(deadline - time.monotonic(), 0.01))
@@ -117,6 +117,7 @@ class Link:
                   f'{timeout:.0f} s. Look at their output, or raise --initialization_timeout.')
           for other in self._peers.values():
             other.send(refused=text)
+            other.close()
           raise LinkError(text) from error
         self._admit(peer, min(deadline, time.monotonic() + 5))
     with socket.create_server(('', 0)) as free:  # not in use by anybody; jax takes it next
@@ -154,7 +155,7 @@ class Link:
         said = f'; the last attempt: {error.strerror or error}'
         time.sleep(min(0.5, max(left, 0)))
         continue
-      peer.send(hello=self._index, of=self._count, name=me)
+      peer.send(hello=self.index, of=self._count, name=me)
       answer = peer.read(left + 5)  # process 0 may have begun to wait later
       if answer and 'go' in answer:
         peer.name = host
@@ -182,6 +183,7 @@ class Link:
         self._lose(f'{self._called(number)} failed: {message["failed"]}', number)
       elif 'bye' in message:
         peer.bye = True
+    peer.close()
     if not peer.bye:
       self._lose(f'{self._called(number)} is gone: its connection was closed, or it was silent for '
                  f'{self._silence:.0f} s', number)
@@ -194,7 +196,7 @@ class Link:
       if self.lost is not None or self._closed.is_set():
         return
       self.lost = text
-    if self._index == 0:
+    if self.index == 0:
       for other, peer in self._peers.items():
         if other != number:
           peer.send(lost=text)
@@ -214,7 +216,7 @@ class Link:
     """
     self._rounds += 1
     tag = str(self._rounds)
-    if self._index == 0:
+    if self.index == 0:
       self._collect(tag, 0, value)
     else:
       self._peers[0].send(gather=tag, value=value)
