@@ -70,7 +70,7 @@ class Ensemble(Prompted):
 
   @property
   def _member(self) -> Prompted:
-    return Prompted(self.backbone, self.method, self.readout)
+    return Prompted(self.backbone, self.method, self.readout, self.constraints)
 
 
 def stack(trainables: Sequence[Trainable]) -> Trainable:
@@ -119,10 +119,10 @@ def read(
   for path in members:
     bound = [x.bind(loaded.config, loaded.known_tokenizer)
              for x in (finished.load(path), finished.readout(path, backbone.readout))]
-    member = dataclasses.replace(loaded, model=Prompted(loaded.model.backbone, *bound))
+    member = dataclasses.replace(loaded, model=Prompted(loaded.model.backbone, *bound, loaded.model.constraints))
     if kind(member.model) != kind(loaded.model):
       raise ValueError(f'{path} is used with {kind(member.model)}, but {members[0]} with {kind(loaded.model)}; an '
                        'ensemble has one template and one readout.')
     trainables.append(member.new_trainable(0))
-  model = Ensemble(loaded.model.backbone, loaded.model.method, loaded.model.readout)
+  model = Ensemble(loaded.model.backbone, loaded.model.method, loaded.model.readout, loaded.model.constraints)
   return dataclasses.replace(loaded, model=model), loaded.partitioner.replicate(stack(trainables))

@@ -104,7 +104,7 @@ class Loaded:
                    out_shardings=self.partitioner.replicated)
     rows = lambda ids: np.asarray(take(table, _known(ids, self.config, self.path)))
     read = jax.jit(
-        lambda frozen, tokens: self.model.backbone.apply({'params': frozen}, tokens, method='activations'),
+        lambda frozen, tokens: self.model.apply(frozen, tokens, method='activations'),
         out_shardings=self.partitioner.replicated)
 
     def activations(ids):
@@ -181,7 +181,8 @@ def _described(path: str | None, source: base_checkpoints.Source | None, method:
   if config.mask_id is None and tokenizer is not None:
     config = dataclasses.replace(config, mask_id=tokenizer.mask_id if config.encoder_only else None)
   model = Prompted(
-      backbone.module(config), method.bind(config, tokenizer), backbone.readout.bind(config, tokenizer))
+      backbone.module(config), method.bind(config, tokenizer), backbone.readout.bind(config, tokenizer),
+      partitioner.constraints)
   boxed = stored(model.abstract_frozen(), backbone.param_dtype)
   frozen = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), nn.meta.unbox(boxed),
@@ -276,5 +277,6 @@ def model_info(loaded: Loaded, trainable) -> str:
     lines.append(f'Trainable {path:<62} size {x.size:<12} shape {tuple(x.shape)}  partition spec PartitionSpec()')
   frozen, small = trees.size(nn.meta.unbox(loaded.abstract)), trees.size(trainable)
   share = f'{small / (frozen + small):.4%} of all'
-  lines += ['', f'Frozen parameters:    {frozen}', f'Trainable parameters: {small} ({share})']
+  lines += ['', f'Devices:              {loaded.partitioner.describe(loaded.abstract)}',
+            f'Frozen parameters:    {frozen}', f'Trainable parameters: {small} ({share})']
   return '\n'.join(lines) + '\n'

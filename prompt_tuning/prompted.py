@@ -5,6 +5,7 @@ Frozen or trainable is decided by which argument a tree is, never by a mask: `ja
 """
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 from typing import NamedTuple
 
@@ -52,11 +53,15 @@ class Prompted:
   """A frozen language model and the small thing trained on top of it; all functions are pure.
 
   `frozen` is the backbone's parameter tree, `trainable` the method's variables {collection: ...}.
+
+  Attributes:
+    constraints: entered around all that the backbone computes: `Partitioner.constraints` lays activations out.
   """
 
   backbone: nn.Module
   method: Method
   readout: readouts.Readout = readouts.TextToText()  # noqa: RUF009 (frozen)
+  constraints: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
   def init(self, key: jax.Array, base: Base) -> Trainable:
     """New trainables."""
@@ -95,6 +100,11 @@ class Prompted:
 
     return jax.eval_shape(new)
 
+  def apply(self, frozen: Params, *args, **kwargs):
+    """What the backbone computes, as its `apply` does, under `constraints`."""
+    with self.constraints():
+      return self.backbone.apply({'params': frozen}, *args, **kwargs)
+
   def logits(
       self, trainable: Trainable, frozen: Params, batch: Batch, dropout_key: jax.Array | None = None,
       sites: sites_lib.Sites | None = None) -> Array:
@@ -114,20 +124,18 @@ class Prompted:
     frozen, patch = self._patched(trainable, frozen, rngs)
     sites = sites_lib.join(patch.sites, sites or {})
     own = 'states' in sites
-    states = self.backbone.apply(
-        {'params': frozen}, batch, sites if own else {**sites, 'states': _AsTheyAre()},
-        deterministic=dropout_key is None, rngs=rngs)
+    states = self.apply(
+        frozen, batch, sites if own else {**sites, 'states': _AsTheyAre()}, deterministic=dropout_key is None, rngs=rngs)
     if own:
       return Unread(self.readout.read(states), None)
-    return Unread(states, lambda x: self.readout.read(self.backbone.apply({'params': frozen}, x, method='head')))
+    return Unread(states, lambda x: self.readout.read(self.apply(frozen, x, method='head')))
 
   def read(
       self, trainable: Trainable, frozen: Params, batch: Batch,
       sites: sites_lib.Sites) -> tuple[Array, dict[str, Array]]:
     """Logits, and what the `Reading`s among `sites` keep: {'encoder/mlp_act': [L, ...]}."""
     frozen, patch = self._patched(trainable, frozen)
-    logits, kept = self.backbone.apply(
-        {'params': frozen}, batch, sites_lib.join(patch.sites, sites), mutable=[sites_lib.READ])
+    logits, kept = self.apply(frozen, batch, sites_lib.join(patch.sites, sites), mutable=[sites_lib.READ])
     return self.readout.read(logits), sites_lib.kept(kept.get(sites_lib.READ, {}))
 
   def score(self, trainable: Trainable, frozen: Params, batch: Batch) -> Array:
@@ -151,18 +159,20 @@ class Prompted:
     decoder = decoder or decoding.Greedy()
     frozen, patch = self._patched(trainable, frozen)
     config = self.backbone.config
-    logits, context = self.backbone.apply({'params': frozen}, batch, patch.sites, length=length, method='prefill')
-    backbone, sites = self.backbone, sites_lib.for_decoding(patch.sites)
-    cache = cache_lib.new(context, length * decoder.width)
-    if not backbone.scan:
+    logits, context = self.apply(frozen, batch, patch.sites, length=length, method='prefill')
+    model, sites = self, sites_lib.for_decoding(patch.sites)
+    with self.constraints():
+      cache = cache_lib.new(context, length * decoder.width)
+    if not self.backbone.scan:
       layers = config.decoder_layers
-      backbone, frozen = backbone.clone(apart=True), stack.apart_params(frozen, 'decoder', layers)
+      model = dataclasses.replace(self, backbone=self.backbone.clone(apart=True))
+      frozen = stack.apart_params(frozen, 'decoder', layers)
       sites = {name: stack.apart(site, layers) if name.startswith('decoder/') else site for name, site in sites.items()}
       cache |= {name: stack.apart(cache[name], layers) for name in ('self', 'cross') if name in cache}
 
     def step(tokens, cache, time, visible):
       visible = visible.reshape(*tokens.shape, -1)  # [B, K, T K]
-      logits, new = backbone.apply({'params': frozen}, tokens, cache, time, visible, sites, method='decode_step')
+      logits, new = model.apply(frozen, tokens, cache, time, visible, sites, method='decode_step')
       return logits, cache_lib.write(cache, new, time)
 
     ids = decoding.TokenIds(config.eos_id, config.pad_id, config.forced_bos_id, config.forced_eos_id)

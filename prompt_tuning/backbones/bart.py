@@ -54,7 +54,7 @@ class Block(nn.Module):
       x = norm('post_cross_attention_layer_norm', x + drop(y))
     y = layers.MLP(c.d_ff, c.mlp_activations, self.dropout_rate, self.dtype, use_bias=True, name='mlp')(
         x, sites, self.deterministic)
-    x = sites_lib.at(sites, 'block_out', norm('post_mlp_layer_norm', x + drop(y)))
+    x = layers.states(sites_lib.at(sites, 'block_out', norm('post_mlp_layer_norm', x + drop(y))))
     return x, {'self': new_self, 'cross': new_cross} if self.keep else None
 
 
@@ -86,7 +86,7 @@ class Stack(nn.Module):
     c = self.config
     positions = jnp.arange(x.shape[1]) if positions is None else positions
     table = layers.Embedder(
-        c.max_positions + c.position_offset, c.d_model, self.dtype, _INIT, 'length', name='position_embedder')
+        c.max_positions + c.position_offset, c.d_model, self.dtype, _INIT, 'abspos_buckets', name='position_embedder')
     x = x + table(positions + c.position_offset)
     x = layers.LayerNorm(self.dtype, c.layer_norm_epsilon, name='embedding_norm')(x)
     x = layers.Dropout(self.dropout_rate)(x, deterministic)

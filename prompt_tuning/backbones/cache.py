@@ -16,7 +16,7 @@ Heads come first, as in T5X's cache: on a CPU, XLA copies keys [B, S, N, H] whol
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning.backbones import sites
+from prompt_tuning.backbones import layers, sites
 from prompt_tuning.types import Array, PyTree
 
 
@@ -24,7 +24,8 @@ def new(context: PyTree, slots: int) -> PyTree:
   """A cache of a prefill's context, keys and values [L, B, C, N, H] and [L, B, S, N, H], and `slots` = T K tokens."""
   first = {name: jax.tree.map(sites.heads_first, context[name]) for name in ('self', 'cross') if name in context}
   pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, slots)])
-  return {**context, **first, 'self': jax.tree.map(pad, first['self'])}
+  spread = lambda x: layers.constrain(x, 'layers', 'batch', 'heads', 'kv', None)
+  return {**context, **jax.tree.map(spread, {**first, 'self': jax.tree.map(pad, first['self'])})}
 
 
 def write(cache: PyTree, new: PyTree, time: Array) -> PyTree:

@@ -45,7 +45,8 @@ class Block(nn.Module):
     x = x + drop(y)
     y = layers.MLP(c.d_ff, c.mlp_activations, 0.0, self.dtype, use_bias=True, name='mlp')(
         norm('pre_mlp_layer_norm', x), sites, self.deterministic)
-    return sites_lib.at(sites, 'block_out', x + drop(y)), new if self.keep else None
+    x = layers.states(sites_lib.at(sites, 'block_out', x + drop(y)))
+    return x, new if self.keep else None
 
 
 class Stack(nn.Module):
@@ -85,7 +86,7 @@ class GPT2(nn.Module):
   def setup(self):
     c = self.config
     self.token_embedder = layers.Embedder(c.vocab_size, c.d_model, self.dtype, _INIT)
-    self.position_embedder = layers.Embedder(c.max_positions, c.d_model, self.dtype, _INIT, 'length')
+    self.position_embedder = layers.Embedder(c.max_positions, c.d_model, self.dtype, _INIT, 'abspos_buckets')
     self.decoder = Stack(c, self.dropout_rate, self.dtype, self.scan, self.remat, self.apart, self.attention)
 
   def _embed(self, tokens, positions, sites):

@@ -33,6 +33,16 @@ def param(module: nn.Module, name: str, init, shape, axes: tuple[str, ...]) -> A
   return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
+def constrain(x: Array, *axes: str) -> Array:
+  """`x` laid out on the mesh by the logical names of its axes, where `Partitioner.constraints` is active."""
+  return nn.with_logical_constraint(x, axes)
+
+
+def states(x: Array) -> Array:
+  """States [B, T, D], laid out on the mesh."""
+  return constrain(x, 'batch', 'length', 'embed')
+
+
 def times_transposed(x: Array, w: Array) -> Array:
   """x [..., in] times w [out, in], transposed: [..., out]. In this order XLA:CPU is fastest where the x are few."""
   return jnp.moveaxis(jax.lax.dot_general(w, x, (((1,), (x.ndim - 1,)), ((), ()))), 0, -1)
@@ -83,7 +93,7 @@ class Embedder(nn.Module):
   def attend(self, x: Array) -> Array:
     """[B, T, D] -> similarity with every row, float32 [B, T, V]."""
     y = jnp.einsum('BTD,VD->BTV', x.astype(jnp.float32), self.embedding.astype(jnp.float32))
-    return quantized.rescaled(self, 'embedding', y)
+    return constrain(quantized.rescaled(self, 'embedding', y), 'batch', 'length', 'vocab')
 
 
 class RMSNorm(nn.Module):
@@ -206,9 +216,9 @@ class Attention(nn.Module):
       ([B, T, D], {'k', 'v'} [B, S, N, H] of the memory).
     """
     joined = self.num_heads * self.head_dim
-    project = lambda name, y, init=KERNEL_INIT: Dense(
+    project = lambda name, y, init=KERNEL_INIT: constrain(Dense(
         joined, ('embed', 'joined_kv'), self.dtype, init, self.use_bias, name=name)(y).reshape(
-            *y.shape[:-1], self.num_heads, self.head_dim)
+            *y.shape[:-1], self.num_heads, self.head_dim), 'batch', 'length', 'heads', 'kv')
     spread = 1.0 if self.scaled else 1.0 / self.head_dim
     q = project('query', x, nn.initializers.variance_scaling(spread, 'fan_in', 'normal'))
     q = q * self.head_dim**-0.5 if self.scaled else q
@@ -252,7 +262,8 @@ class MLP(nn.Module):
     branches = [
         ACTIVATIONS[activation](dense(self.d_ff, ('embed', 'mlp'), use_bias=self.use_bias, name=name)(x))
         for name, activation in zip(names, self.activations, strict=True)]
-    a = sites_lib.at(sites, 'mlp_act', functools.reduce(jnp.multiply, branches))  # [B, S, F]
+    a = constrain(functools.reduce(jnp.multiply, branches), 'batch', 'length', 'mlp')
+    a = sites_lib.at(sites, 'mlp_act', a)  # [B, S, F]
     for reading in sites_lib.readings(sites.get('mlp_act')):
       self.sow(sites_lib.READ, 'mlp_act', reading.read(a), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     a = Dropout(self.dropout_rate)(a, deterministic)

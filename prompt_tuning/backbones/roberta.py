@@ -56,7 +56,7 @@ class Block(nn.Module):
     x = norm('post_attention_layer_norm', x + drop(y))
     y = layers.MLP(c.d_ff, c.mlp_activations, 0.0, self.dtype, use_bias=True, name='mlp')(
         x, sites, self.deterministic)
-    x = sites_lib.at(sites, 'block_out', norm('post_mlp_layer_norm', x + drop(y)))
+    x = layers.states(sites_lib.at(sites, 'block_out', norm('post_mlp_layer_norm', x + drop(y))))
     return x, new if self.keep else None
 
 
@@ -109,7 +109,7 @@ class RoBERTa(nn.Module):
 
   def setup(self):
     c = self.config
-    table = lambda rows, axis='length': layers.Embedder(rows, c.d_model, self.dtype, _INIT, axis)
+    table = lambda rows, axis='abspos_buckets': layers.Embedder(rows, c.d_model, self.dtype, _INIT, axis)
     self.token_embedder = table(c.vocab_size, 'vocab')
     self.position_embedder = table(c.max_positions + c.position_offset)
     self.token_type_embedder = table(c.token_types)

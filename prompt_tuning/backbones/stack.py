@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from prompt_tuning.backbones import sites as sites_lib
 from prompt_tuning.backbones.config import BackboneConfig
+from prompt_tuning.backbones.layers import states
 from prompt_tuning.types import Array, Params, PyTree
 
 REMAT_POLICIES = {
@@ -95,7 +96,7 @@ def stack(
     raise ValueError(f'remat={remat!r}; expected one of {", ".join(REMAT_POLICIES)}.')
 
   def run(args, x, shared, per_layer):
-    outs, first = [], 0
+    x, outs, first = states(x), [], 0
     for name, (length, config) in segments.items():
       own = per_layer if len(segments) == 1 else _rows(per_layer, first, length)
       if apart:

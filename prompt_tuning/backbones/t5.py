@@ -91,7 +91,7 @@ class Block(nn.Module):
     out_bias = bool(c.kept_ff) and not self.cross  # what pruned neurons leave behind
     y = layers.MLP(c.d_ff, c.mlp_activations, self.dropout_rate, self.dtype, out_bias=out_bias, name='mlp')(
         norm('pre_mlp_layer_norm', x), sites, self.deterministic)
-    x = sites_lib.at(sites, 'block_out', x + drop(y))
+    x = layers.states(sites_lib.at(sites, 'block_out', x + drop(y)))
     return x, {'self': new_self, 'cross': new_cross} if self.keep else None
 
 
@@ -139,7 +139,7 @@ class Stack(nn.Module):
 
   def head(self, x: Array) -> Array:
     """Final states [B, T, D] -> logits, float32 [B, T, V]."""
-    return self.logits_dense(x)
+    return layers.constrain(self.logits_dense(x), 'batch', 'length', 'vocab')
 
 
 class T5(nn.Module):

@@ -111,7 +111,7 @@ def train(
   trainable = loaded.new_trainable(random_seed)
   state = partitioner.replicate(step_lib.init_state(trainable, optimizer_)._replace(step=np.int32(first_step)))
   tell(f'{trees.size(trainable)} trainable on {trees.size(frozen)} frozen parameters ({loaded.path}), '
-       f'mesh {dict(partitioner.mesh.shape)}')
+       f'{partitioner.describe(loaded.abstract)}')
 
   # --- What was done before, if anything.
   checkpoints = run_checkpoints.RunCheckpoints(model_dir, keep)

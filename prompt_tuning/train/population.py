@@ -102,7 +102,7 @@ def train(
   dropout = bool(backbone.dropout_rate or method.dropout_rate)
   groups = population_step.groups(each, trainables, pad=not dropout)
   tell(f'{len(members)} members in {len(groups)} groups of equal shapes, {trees.size(trainables)} trainable on '
-       f'{trees.size(loaded.frozen)} frozen parameters ({loaded.path}), mesh {dict(partitioner.mesh.shape)}')
+       f'{trees.size(loaded.frozen)} frozen parameters ({loaded.path}), {partitioner.describe(loaded.abstract)}')
 
   # --- What was done before, if anything.
   checkpoints = run_checkpoints.RunCheckpoints(model_dir)
