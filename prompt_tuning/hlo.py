@@ -153,34 +153,35 @@ def _nbytes(shape: str) -> int:
 
 
 def _groups(one: _Instruction, devices: int) -> tuple[tuple[int, ...], ...]:
-  """From `{{0,1},{2,3}}`, `[2,2]<=[2,2]T(1,0)` or `mesh['a'=2,'b'=2] {'a'}`."""
-  text = one.attribute(r'(?:replica_groups|source_target_pairs)=(mesh\[[^\]]*\] \{[^}]*\}|\[[\d,]*\]<=\[[\d,]*\]'
-                       r'(?:T\([\d,]*\))?|\{(?:\{[\d,]*\},?)*\})')
-  if text is None:
-    raise ValueError(f'{one.opcode} {one.name}: cannot read its groups of devices from {one.rest[:200]!r}.')
-  numbers = lambda text: [int(n) for n in re.findall(r'\d+', text)]
-  if text.startswith('mesh'):
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", text.partition(']')[0])}
-    axes = re.findall(r"'(\w+)'(?!:)", text.partition('{')[2])
-    if len(axes) != text.partition('{')[2].count("'") // 2:
-      raise ValueError(f'{one.opcode} {one.name}: cannot read its groups of devices {text}.')
-    order = [list(sizes).index(axis) for axis in axes]
-    order = [i for i in range(len(sizes)) if i not in order] + order
-    return _reshaped(list(sizes.values()), order, math.prod(sizes[axis] for axis in axes))
-  if text.startswith('['):
-    shape, _, source = text.partition('<=')
-    dims, _, order = source.partition('T')
-    dims = numbers(dims)
-    return _reshaped(dims, numbers(order) or list(range(len(dims))), numbers(shape)[-1])
-  found = tuple(tuple(numbers(group)) for group in re.findall(r'\{([\d,]+)\}', text))
-  return found or (tuple(range(devices)),)
+  """From `{{0,1},{2,3}}`, `[2,2]<=[2,2]T(1,0)` or `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}`."""
+  numbers = lambda text: [int(n) for n in re.findall(r'\d+', text or '')]
+  iota = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
+  if found := re.search(r'(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}', one.rest):
+    groups = tuple(tuple(numbers(group)) for group in found[1].split('},{'))
+    return groups if found[1] else (tuple(range(devices)),)
+  if found := re.search(rf'replica_groups=\[([\d,]+)\]<={iota}', one.rest):
+    size = numbers(found[1])[-1]
+    return _split(_iota(numbers(found[2]), numbers(found[3])), size)
+  if found := re.search(
+      rf"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\({iota}\))? ?\{{((?:'\w+',?)*)\}}", one.rest):
+    sizes = [(name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])]
+    along = re.findall(r"'(\w+)'", found[4])
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i][0] in along)
+    ids = _iota(numbers(found[2]) or [math.prod(n for _, n in sizes)], numbers(found[3]))
+    places = _iota([n for _, n in sizes], order)
+    return _split([ids[place] for place in places], math.prod(n for name, n in sizes if name in along))
+  raise ValueError(f'{one.opcode} {one.name}: cannot read its groups of devices from {one.rest[:200]!r}.')
 
 
-def _reshaped(dims: Sequence[int], order: Sequence[int], size: int) -> tuple[tuple[int, ...], ...]:
-  """0, 1, ... as an array of `dims`, its axes put in `order`, in groups of `size`."""
+def _iota(dims: Sequence[int], order: Sequence[int]) -> list[int]:
+  """0, 1, ... as an array of `dims`, flat after its axes were put in `order` (empty: as they are)."""
+  order = order or range(len(dims))
   strides = [math.prod(dims[i + 1:]) for i in range(len(dims))]
-  flat = [sum(i * strides[a] for i, a in zip(index, order, strict=True))
+  return [sum(i * strides[a] for i, a in zip(index, order, strict=True))
           for index in itertools.product(*(range(dims[a]) for a in order))]
+
+
+def _split(flat: Sequence[int], size: int) -> tuple[tuple[int, ...], ...]:
   return tuple(tuple(flat[i:i + size]) for i in range(0, len(flat), size))
 
 

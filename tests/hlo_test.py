@@ -196,6 +196,7 @@ def test_text_of_the_gpu_compiler():
     ("mesh['a'=2,'b'=3] {'b'}", ((0, 1, 2), (3, 4, 5))),
     ("mesh['a'=2,'b'=3] {'a'}", ((0, 3), (1, 4), (2, 5))),
     ("mesh['a'=2,'b'=1,'c'=2] {'a','c'}", ((0, 1, 2, 3),)),
+    ("mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'a'}", ((0, 1), (2, 3), (4, 5))),
 ])
 def test_groups_of_devices_are_written_in_several_ways(groups, expected):
   text = f'ENTRY %main (p: f32[2]) -> f32[2] {{\n  ROOT %x = f32[2]{{0}} all-reduce(%p), replica_groups={groups}\n}}\n'
