@@ -153,23 +153,28 @@ def _nbytes(shape: str) -> int:
 
 
 def _groups(one: _Instruction, devices: int) -> tuple[tuple[int, ...], ...]:
-  """From `{{0,1},{2,3}}`, `[2,2]<=[2,2]T(1,0)` or `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}`."""
+  """From `{{0,1},{2,3}}`, `[2,2]<=[2,2]T(1,0)` or `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a':(1)2}`."""
   numbers = lambda text: [int(n) for n in re.findall(r'\d+', text or '')]
   iota = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'
   if found := re.search(r'(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}', one.rest):
     groups = tuple(tuple(numbers(group)) for group in found[1].split('},{'))
     return groups if found[1] else (tuple(range(devices)),)
   if found := re.search(rf'replica_groups=\[([\d,]+)\]<={iota}', one.rest):
-    size = numbers(found[1])[-1]
-    return _split(_iota(numbers(found[2]), numbers(found[3])), size)
-  if found := re.search(
-      rf"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\({iota}\))? ?\{{((?:'\w+',?)*)\}}", one.rest):
-    sizes = [(name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])]
-    along = re.findall(r"'(\w+)'", found[4])
-    order = sorted(range(len(sizes)), key=lambda i: sizes[i][0] in along)
-    ids = _iota(numbers(found[2]) or [math.prod(n for _, n in sizes)], numbers(found[3]))
-    places = _iota([n for _, n in sizes], order)
-    return _split([ids[place] for place in places], math.prod(n for name, n in sizes if name in along))
+    flat, size = _iota(numbers(found[2]), numbers(found[3])), numbers(found[1])[-1]
+    return tuple(tuple(flat[i:i + size]) for i in range(0, len(flat), size))
+  if found := re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\({iota}\))? ?\{{([^{{}}]*)\}}", one.rest):
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+    ids = _iota(numbers(found[2]) or [math.prod(sizes.values())], numbers(found[3]))
+    along = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[4])  # an axis, or a part of it: 'a':(before)size
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for device, place in zip(ids, itertools.product(*map(range, sizes.values())), strict=True):
+      place = dict(zip(sizes, place, strict=True))
+      for axis, before, size in along:
+        part = int(size or sizes[axis])
+        stride = sizes[axis] // (int(before or 1) * part)
+        place[axis] -= place[axis] // stride % part * stride
+      groups.setdefault(tuple(place.values()), []).append(device)
+    return tuple(map(tuple, groups.values()))
   raise ValueError(f'{one.opcode} {one.name}: cannot read its groups of devices from {one.rest[:200]!r}.')
 
 
@@ -179,10 +184,6 @@ def _iota(dims: Sequence[int], order: Sequence[int]) -> list[int]:
   strides = [math.prod(dims[i + 1:]) for i in range(len(dims))]
   return [sum(i * strides[a] for i, a in zip(index, order, strict=True))
           for index in itertools.product(*(range(dims[a]) for a in order))]
-
-
-def _split(flat: Sequence[int], size: int) -> tuple[tuple[int, ...], ...]:
-  return tuple(tuple(flat[i:i + size]) for i in range(0, len(flat), size))
 
 
 def _trip_count(computations, caller: str, loop: _Instruction) -> int | None:
