@@ -209,6 +209,7 @@ def test_groups_of_devices_are_written_in_several_ways(groups, expected):
     ('', 'No ENTRY computation in the HLO text'),
     ("ENTRY %m (p: f32[2]) -> f32[2] {\n  ROOT %x = f32[2] all-reduce(%p), replica_groups=odd\n}\n",
      'all-reduce x: cannot read its groups of devices'),
+])
 def test_what_cannot_be_read_is_said(text, message):
   with pytest.raises(ValueError, match=message):
     hlo.collectives(text)
