@@ -125,7 +125,8 @@ class Prompted:
     sites = sites_lib.join(patch.sites, sites or {})
     own = 'states' in sites
     states = self.apply(
-        frozen, batch, sites if own else {**sites, 'states': _AsTheyAre()}, deterministic=dropout_key is None, rngs=rngs)
+        frozen, batch, sites if own else {**sites, 'states': _AsTheyAre()}, deterministic=dropout_key is None,
+        rngs=rngs)
     if own:
       return Unread(self.readout.read(states), None)
     return Unread(states, lambda x: self.readout.read(self.apply(frozen, x, method='head')))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_tuning import decoding, hlo, loading, trees
+from prompt_tuning import hlo, loading
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.partitioning import Partitioner
