@@ -26,7 +26,7 @@ from prompt_tuning.tokenizer import AnyTokenizer
 tf.config.set_visible_devices([], 'GPU')  # TensorFlow only reads data: left alone it takes all of a GPU's memory
 
 Example = features.Example
-FIRST = 16  # examples that hosts compare
+FIRST = 16  # examples, and files, that hosts compare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +105,20 @@ def _asks_for_lengths(task: seqio.Task | seqio.Mixture) -> bool:
 
 
 def facts(datasets: Sequence[Dataset]) -> dict[str, str]:
-  """What hosts compare to see that they read the same data: of each dataset its first examples, and how many it says
-  that there are.
+  """What hosts compare to see that they read the same data: of each dataset its first examples, how many it says that
+  there are, and the sizes of its first files, where it has files.
   """
   found = {}
   for dataset in datasets:
-    some = dataclasses.replace(dataset, shuffle=False, limit=FIRST, shards=1).epoch(seed=0)
-    lines = [f'{name} {np.asarray(value).tolist()}' for example in some for name, value in sorted(example.items())]
-    each = getattr(dataset.task, 'tasks', [dataset.task])
-    sizes = {task.name: task.source.num_input_examples(dataset.split) for task in each if dataset.split in task.splits}
-    found[f'data of {dataset.mixture_or_task_name}, {dataset.split}'] = '\n'.join([f'{sizes}', *lines])
+    split, lines = dataset.split, []
+    for task in getattr(dataset.task, 'tasks', [dataset.task]):
+      if split in task.splits:
+        files = [path for path in task.source.list_shards(split)[:FIRST] if tf.io.gfile.exists(path)]
+        sizes = [tf.io.gfile.stat(path).length for path in files]
+        lines.append(f'{task.name}: {task.source.num_input_examples(split)} examples, files of {sizes} bytes')
+    for example in dataclasses.replace(dataset, shuffle=False, limit=FIRST, shards=1).epoch(seed=0):
+      lines += [f'{name} {np.asarray(value).tolist()}' for name, value in sorted(example.items())]
+    found[f'data of {dataset.mixture_or_task_name}, {split}'] = '\n'.join(lines)
   return found
 
 

@@ -217,3 +217,15 @@ def test_what_does_not_divide_into_shards_or_has_too_few_examples():
     texts(data.Stream(sharded(4, limit=2), 0, shard=2), 1)
   with pytest.raises(ValueError, match='began with DATA_SHARDS=1, asked for now: 4'):
     data.TrainBatches(sharded(4), None, 0, {'epoch': 0, 'offset': 8})
+
+
+def test_facts_that_hosts_compare():
+  facts = data.facts([dataset(), sharded(2, shuffle=True), dataset('data_test_mixture')])
+  assert list(facts) == ['data of data_test_text, train', 'data of data_test_many, train',
+                         'data of data_test_mixture, train']
+  lines = facts['data of data_test_many, train'].splitlines()
+  assert lines[0] == 'data_test_many: None examples, files of [] bytes'
+  assert [line for line in lines if line.startswith('inputs_pretokenized')] == [
+      f"inputs_pretokenized b'name : pub {i}'" for i in range(data.FIRST)]
+  size = (models.GOLDENS.parents[1] / 'tasks/data/sst2_sample_train.tsv').stat().st_size
+  assert f'files of [{size}] bytes' in data.facts([data.Dataset('sst2_sample', LENGTHS, 'train', 8)]).popitem()[1]
