@@ -28,6 +28,7 @@ COMMANDS = {
     'prune': ('prompt_tuning.analysis.prune_base:prune_base', 'runs/prune.gin', 'a smaller base of its skill neurons'),
     'params': ('prompt_tuning.params:params', 'runs/params.gin', 'count what a method trains, without weights'),
 }
+ON_HOSTS = ('train', 'eval', 'ensemble', 'infer', 'population')  # which may be jobs of several processes
 PLAIN = {  # functions of the command line, which give the exit code
     'score': ('prompt_tuning.score:score', 'metrics of outputs against references'),
     'tasks': ('prompt_tuning.tasks.catalogue:catalogue', 'list tasks, their sizes, lengths and licences'),
@@ -46,7 +47,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
       epilog=f'Begin with --gin_file={example}; the macros to set are listed at its top:\n'
       f'  {gin_utils.config_folder() / example}')
   gin_utils.add_flags(parser)
-  hosts.add_flags(parser)
+  if command in ON_HOSTS:
+    hosts.add_flags(parser)
   parser.add_argument('--dry_run', action='store_true', help='read the configuration, print it and stop')
   return parser
 
@@ -82,7 +84,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
     os.environ['TFDS_DATA_DIR'] = flags.tfds_data_dir
   if flags.seqio_additional_cache_dirs:
     os.environ['SEQIO_ADDITIONAL_CACHE_DIRS'] = flags.seqio_additional_cache_dirs
-  if not flags.dry_run:
+  if command in ON_HOSTS and not flags.dry_run:
     hosts.start(flags)
   gin.clear_config()
   gin_utils.parse(flags.gin_file, [*flags.gin_bindings, *bindings], flags.gin_search_paths)

@@ -42,6 +42,11 @@ def test_command(words, capsys):
     assert catalogue.parser().parse_args(words[2:])
   elif words[:2] == ['prompt-tuning', 'import-data']:
     assert import_data.parser().parse_args(words[2:])
+  elif launcher := [word for word in words if re.fullmatch(r'scripts/launch_\w+\.sh', word)]:
+    assert words[0] in ('bash', 'sbatch', 'DEVICES_PER_PROCESS=4')
+    assert (ROOT / launcher[0]).is_file()
+    name = next(word for word in words if word in cli.COMMANDS)
+    assert cli.run(name, [*words[words.index(name) + 1:], '--dry_run']) == 0
   elif words[0] == 'prompt-tuning':
     assert cli.run(words[1], [*words[2:], '--dry_run']) == 0
     assert re.search('^(MODEL|INITIAL_CHECKPOINT_PATH)', capsys.readouterr().out, re.MULTILINE)

@@ -6,9 +6,7 @@ import os
 import pathlib
 import sys
 
-import jax
-
-from prompt_tuning import decoding, loading
+from prompt_tuning import decoding, hosts, loading
 from prompt_tuning.interactive import PromptedModel
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
@@ -108,7 +106,7 @@ def infer(
   rows = _checked(_read_task(dataset) if dataset else read_inputs(input_file), model, max_length)
   path = root / f'{name}-predict.jsonl'
   partial = path.with_name(path.name + '.partial')
-  done, progress, first = 0, Progress(unit='prediction'), jax.process_index() == 0
+  done, progress, first = 0, Progress(unit='prediction'), hosts.is_first()
   with open(partial if first else os.devnull, 'w', encoding='utf-8') as output:
 
     def flush(pending: list[dict]) -> None:
@@ -132,7 +130,7 @@ def infer(
       flush(pending)
   if first:
     partial.replace(path)
-  print(f'{done} predictions in {path}', file=sys.stderr)
+    print(f'{done} predictions in {path}', file=sys.stderr)
   if failure is not None:
     raise failure
   return {'predictions': done}
