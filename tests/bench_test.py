@@ -33,7 +33,7 @@ def run(*flags: str, script: str = 'train_step.py') -> subprocess.CompletedProce
 
 
 def test_one_row():
-  done = run('--rows=tiny', '--steps=2')
+  done = run('--rows=tiny', '--steps=2', '--param_dtype=int8')
   assert done.returncode == 0, done.stderr
   *text, last = done.stdout.splitlines()
   assert text[0].startswith('row   contender  median s')
@@ -44,12 +44,14 @@ def test_one_row():
   row = report['rows']['tiny']
   ours = row['contenders']['ours']
   assert ours.keys() == {
-      'platform', 'dtype', 'scan', 'versions', 'trainable_parameters', 'frozen_parameters', 'build_seconds',
+      'platform', 'dtype', 'param_dtype', 'scan', 'versions', 'trainable_parameters', 'frozen_parameters',
+      'frozen_bytes', 'build_seconds',
       'lower_seconds', 'compile_seconds', 'flops_xla', 'loss_first', 'losses', 'step_seconds',
       'step_seconds_median', 'step_seconds_min', 'peak_memory_gb', 'flops_per_second',
       'gemm_flops_per_second', 'utilisation', 'ratio', 'paired_ratio'}
   assert len(ours['step_seconds']) == len(ours['losses']) == 2
   assert ours['trainable_parameters'] == row['P'] * models.TINY.d_model
+  assert ours['frozen_bytes'] < 1.2 * ours['frozen_parameters']  # a byte each, and scales
   assert 1.0 < ours['flops_xla'] / row['flops_analytic'] < 1.2  # XLA sees attention scores too
 
 
@@ -209,6 +211,27 @@ def test_probe():
     assert len(x['seconds']) == len(x['cpu_seconds']) == 2
     assert x['examples_per_second'] == pytest.approx(3 * report['B'] / (sum(x['seconds']) / 2))
     assert x['ratio'] == x['paired'] == x['cpu_ratio'] == 1.0
+
+
+def test_gpu(tmp_path):
+  """On whatever there is."""
+  output = tmp_path / 'gpu.json'
+  done = run('--rows=tiny_int8,tiny_decode', '--attention=xla', '--steps=2', f'--output={output}', script='gpu.py')
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert [line.split()[:2] for line in text] == [['row', 'attention'], ['tiny_int8', 'xla'], ['tiny_decode', 'einsum']]
+  assert output.read_text() == last + '\n'
+  step, decode = json.loads(last)['rows']
+  assert step['gemm_share'] == step['flops'] / step['step_seconds_median'] / step['gemm_flops_per_second']
+  assert step['frozen_bytes'] < step['planned_bytes']
+  assert decode['tokens_per_second'] == decode['B'] * decode['T'] / decode['step_seconds_median']
+  assert step['mfu'] is None  # a CPU has no such peak
+
+
+def test_gpu_says_what_could_not_be_measured():
+  done = run('--rows=tiny_prompt', '--attention=cudnn', '--steps=1', script='gpu.py')
+  assert done.returncode == 1
+  assert 'tiny_prompt  cudnn      exit code 1: ' in done.stdout
 
 
 @pytest.mark.parametrize(('change', 'message'), [

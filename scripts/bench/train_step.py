@@ -105,7 +105,8 @@ def build_ours(settings: dict[str, Any]) -> Contender:
   device, row, dropout = jax.devices()[0], Row(**settings['row']), settings['dropout']
   scan = device.platform != 'cpu' if settings['scan'] is None else settings['scan']
   partitioner = Partitioner(devices=[device])
-  backbone = loading.Backbone(size=row.model, dropout_rate=dropout, scan=True)  # the fastest to initialise
+  backbone = loading.Backbone(
+      size=row.model, param_dtype=settings['param_dtype'], dropout_rate=dropout, scan=True)  # the fastest to initialise
   loaded = loading.load(None, Prompt(length=row.P), backbone, partitioner)
   optimizer = optim.adamw()(optim.constant(LEARNING_RATE))
   trainable = loaded.new_trainable(0)
@@ -142,10 +143,10 @@ def build_ours(settings: dict[str, Any]) -> Contender:
     return lambda: dot(a, b).block_until_ready()
 
   return Contender(step, gemm, {
-      'platform': device.platform, 'dtype': backbone.dtype, 'scan': scan,
+      'platform': device.platform, 'dtype': backbone.dtype, 'param_dtype': backbone.param_dtype, 'scan': scan,
       'versions': {'jax': jax.__version__},
-      'trainable_parameters': trees.size(trainable), 'frozen_parameters': trees.size(loaded.frozen),
-      'lower_seconds': lower_seconds, 'compile_seconds': compile_seconds,
+      'trainable_parameters': trees.size(trainable), 'frozen_parameters': trees.size(loaded.model.abstract_frozen()),
+      'frozen_bytes': trees.nbytes(loaded.frozen), 'lower_seconds': lower_seconds, 'compile_seconds': compile_seconds,
       'flops_xla': counted.cost_analysis()['flops']})
 
 
@@ -251,6 +252,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                       help="the frozen model's dropout rate, of every contender (default: %(default)s)")
   parser.add_argument('--scan', action=argparse.BooleanOptionalAction,
                       help='ours: loop over one compiled layer, or unroll (default: unroll on a CPU only)')
+  parser.add_argument('--param_dtype', choices=('float32', 'bfloat16', 'int8'), default='float32',
+                      help='ours: of the frozen parameters in memory; activations are float32 (default: float32)')
   parser.add_argument('--peer', type=names(PEER_DTYPES), nargs='?', default=[], const=list(PEER_DTYPES),
                       metavar='DTYPE,...',
                       help=f'measure PEFT too, in these dtypes (just --peer: {",".join(PEER_DTYPES)}). On '
@@ -275,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   commands = {'ours': [sys.executable, str(here), '--worker']}
   for dtype in arguments.peer:
     commands[f'peft {dtype}'] = [arguments.peer_python, str(here.with_name('peft_step.py')), dtype]
-  settings, rows = {'dropout': arguments.dropout, 'scan': arguments.scan}, {}
+  settings, rows = {name: getattr(arguments, name) for name in ('dropout', 'scan', 'param_dtype')}, {}
   if (load := os.getloadavg()[0]) > 0.5:
     tell(f'WARNING: the load average is {load:.1f}. On a busy machine times are too long, the more so '
           "the peer's, whose threads wait for each other: run this again on a quiet one.")
