@@ -198,9 +198,16 @@ def stored(boxed: PyTree, param_dtype: str) -> PyTree:
 
 
 def random_params(model: Prompted, abstract: PyTree, shardings: PyTree, key: jax.Array) -> Params:
-  """Random parameters in the types of `abstract`."""
-  make = lambda key: quantized.cast(nn.meta.unbox(init_params(model, key)), abstract)
-  return jax.jit(make, out_shardings=shardings)(key)
+  """Random parameters in the types of `abstract`; int8 ones one by one, or all of them would be float32 for a while."""
+  where, params = trees.flatten(shardings), {}
+  for paths in quantized.apart(trees.flatten(abstract)):
+
+    def make(key, paths=paths):
+      every = trees.flatten(quantized.cast(nn.meta.unbox(init_params(model, key)), abstract))
+      return {path: every[path] for path in paths}
+
+    params |= jax.jit(make, out_shardings={path: where[path] for path in paths})(key)
+  return trees.unflatten(params)
 
 
 def megabytes(total: int) -> Callable[[int], None]:

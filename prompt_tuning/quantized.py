@@ -51,6 +51,12 @@ def abstract(boxed: PyTree) -> PyTree:
   return trees.unflatten(result)
 
 
+def apart(flat: Mapping[str, Array]) -> list[list[str]]:
+  """The paths of a flat tree: codes and scales of each matrix by themselves, then all others."""
+  matrices = [[path, path + SCALE] for path, x in flat.items() if x.dtype == jnp.int8]
+  return [*matrices, sorted(set(flat) - {path for both in matrices for path in both})]
+
+
 def cast(params: Params, like: PyTree) -> Params:
   """Floating-point parameters in the types of `like` (arrays or shapes), quantised where it is."""
   flat, result = trees.flatten(params), {}
