@@ -1,24 +1,28 @@
 """Checkpoints of a run: trainables, optimizer state, step, data position and the fingerprint of the base.
 
 Never the base itself: a prompt of 100 x 768 with Adafactor is well under 1 MB. Orbax writes in the background and
-commits by renaming, so that a run killed at any moment finds its last whole checkpoint. Beside the newest
-checkpoints the one best by the dev metric is kept. Each kept step also leaves `prompts/<method>_<step>.safetensors`
-with what is used of it from then on (of a prefix not the MLP that made it), which knows what it was trained on, and
-of a prompt the same rows as `.npy`, which everything reads.
+commits by renaming, so that a run killed at any moment finds its last whole checkpoint. A checkpoint that was damaged
+since is told by checksums, as most of its bytes are not guarded otherwise, and the one before is used. Beside the
+newest checkpoints the one best by the dev metric is kept. Each kept step also leaves
+`prompts/<method>_<step>.safetensors` with what is used of it from then on (of a prefix not the MLP that made it), which
+knows what it was trained on, and of a prompt the same rows as `.npy`, which everything reads.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import gc
 import logging
+import os
 import pathlib
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from prompt_tuning import trees
-from prompt_tuning.checkpoints import tuned
+from prompt_tuning.checkpoints import checksums, tuned
 from prompt_tuning.checkpoints.tuned import Tuned
 from prompt_tuning.types import PyTree
 
@@ -31,6 +35,18 @@ class CheckpointWriteError(OSError):
   """A checkpoint could not be written, most likely for lack of space."""
 
 
+class DamagedError(ValueError):
+  """A checkpoint is not what was written."""
+
+
+class Resumed(NamedTuple):
+  """What a run goes on from: the step, what was said about it, and the state."""
+
+  step: int
+  about: dict[str, Any]
+  state: PyTree
+
+
 def _not_raised_as_well(record: logging.LogRecord) -> bool:
   """Orbax's threads log the errors that they then raise; `CheckpointWriteError` says it once."""
   return record.levelno < logging.ERROR or 'orbax' not in record.pathname
@@ -39,7 +55,7 @@ def _not_raised_as_well(record: logging.LogRecord) -> bool:
 class RunCheckpoints:
   """The `checkpoints/` and `prompts/` of one MODEL_DIR."""
 
-  def __init__(self, model_dir: str, keep: int = 1):
+  def __init__(self, model_dir: str, keep: int = 2):
     """Args:
       model_dir: the run's folder.
       keep: how many of the newest checkpoints stay, besides the best.
@@ -51,7 +67,12 @@ class RunCheckpoints:
     self._keep = keep
     self._manager = ocp.CheckpointManager(
         self._root / 'checkpoints', options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True))
-    self._metrics = {step: self.about(step).get('metric') for step in self.steps}
+    self._damaged, self._metrics = {}, {}
+    for step in self.steps:
+      try:
+        self._metrics[step] = self.about(step).get('metric')
+      except DamagedError as error:
+        self._damaged[step] = error
     self._whole = self.latest
 
   @property
@@ -90,7 +111,8 @@ class RunCheckpoints:
       file = self._prompts / f'{finished.method}_{step}'
       tuned.checked(file, finished.method, finished.tensors)
     self.finish()
-    about = {**about, 'metric': metric}
+    about = {**about, 'metric': metric, _STATE_SUM: checksums.of_state(state)}
+    about[_SUM] = checksums.of_facts(about, _SUM)
     self._metrics[step] = metric
     with self._writing(step):
       self._manager.save(
@@ -101,13 +123,84 @@ class RunCheckpoints:
           tuned.save_npy(file.with_suffix('.npy'), finished)
 
   def about(self, step: int) -> dict[str, Any]:
-    """What was said `about` a checkpoint."""
-    return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+    """What was said `about` a checkpoint.
+
+    Raises:
+      DamagedError: it cannot be read.
+    """
+    def read() -> dict[str, Any]:
+      about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+      if about.get(_SUM, found := checksums.of_facts(about, _SUM)) != found:  # those of earlier versions have none
+        raise ValueError('about/metadata is not what was written')
+      return about
+
+    return self._read(step, read)
 
   def restore(self, step: int, abstract: PyTree) -> PyTree:
-    """The state of a checkpoint, shaped and sharded like `abstract`."""
-    restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-    return restored['state']
+    """The state of a checkpoint, shaped and sharded like `abstract`.
+
+    Raises:
+      DamagedError: it cannot be read, or is not what was written.
+    """
+    expected = self.about(step).get(_STATE_SUM)
+
+    def read() -> PyTree:
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+      state = self._manager.restore(step, args=args)['state']
+      if expected not in (None, checksums.of_state(state)):
+        raise ValueError('values in state/ are not those that were written')
+      return state
+
+    return self._read(step, read)
+
+  def resume(self, now: Mapping[str, Any], abstract: PyTree, tell: Callable[[str], None]) -> Resumed | None:
+    """The newest checkpoint that is whole; damaged ones after it are moved to `damaged/`, and that is told.
+
+    Args:
+      now: facts of the run that wants to go on, for `check_resumable`.
+      abstract: as of `restore`.
+
+    Returns:
+      None where there is no checkpoint.
+
+    Raises:
+      ResumeError: the checkpoint is of another run.
+      DamagedError: there are checkpoints, and none is whole; they are left where they are.
+    """
+    damaged = {}
+    for step in reversed(self.steps):
+      try:
+        about = self.about(step)
+        check_resumable(about, now, str(self._root))
+        found = Resumed(step, about, self.restore(step, abstract))
+        break
+      except DamagedError as error:
+        damaged[step] = error
+    else:
+      if not damaged:
+        return None
+      raise DamagedError(
+          '\n'.join(map(str, damaged.values())) + f'\nNo checkpoint in {self._root} is whole. Put one back from a '
+          f'copy, or delete {self._manager.directory} to begin anew; what is in {self._prompts} can be used as it is.')
+    damaged |= self._damaged  # also an older one, whose metric is not known
+    for step, error in damaged.items():
+      tell(f'{error} It is now {self._put_aside(step)}; going on from step {found.step}.')
+    if damaged:
+      self._manager.reload()
+      self._damaged = {}
+      self._tidy()
+    return found
+
+  def _put_aside(self, step: int) -> pathlib.Path:
+    """Moves a checkpoint to where Orbax does not look."""
+    aside = self._root / 'damaged' / str(step)
+    if jax.process_index() == 0:
+      aside.parent.mkdir(exist_ok=True)
+      while aside.exists():
+        aside = aside.with_name(f'{aside.name}_again')
+      os.rename(self._manager.directory / str(step), aside)
+    self._metrics.pop(step, None)
+    return aside
 
   @property
   def best(self) -> int | None:
@@ -124,8 +217,12 @@ class RunCheckpoints:
     with self._writing(max(self._metrics, default=None)):
       self._manager.wait_until_finished()
     self._whole = self._manager.latest_step()
+    self._tidy()
+
+  def _tidy(self) -> None:
+    """Deletes checkpoints and prompts that need not be kept, and prompts without a checkpoint."""
     keep = {*self.steps[-self._keep:], self.best}
-    for step in set(self.steps) - keep:
+    for step in set(self.steps) - keep - self._damaged.keys():
       self._manager.delete(step)
       self._metrics.pop(step, None)
     if jax.process_index() or not self._prompts.is_dir():
@@ -147,12 +244,30 @@ class RunCheckpoints:
           f'The checkpoint of step {step} could not be written to {self._root} ({str(error).splitlines()[0][:200]}). '
           f'Free some space there and start again with the same flags: {left}.') from error
 
+  def _read(self, step: int, function: Callable[[], Any]) -> Any:
+    """What `function` reads; makes one message of whatever Orbax raises."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # what Orbax leaves half read fails once more, later
+    try:
+      return function()
+    except MemoryError:
+      raise
+    except Exception as error:
+      reason = (str(error.__cause__ or error) or repr(error)).splitlines()[0][:200]
+      del error  # and all that hangs on it
+      gc.collect()
+    finally:
+      sys.unraisablehook = hook
+    raise DamagedError(f'The checkpoint {self._manager.directory / str(step)} is damaged ({reason}).')
+
   def close(self) -> None:
     """Finishes and gives the manager's threads back."""
     try:
       self.finish()
     finally:
       self._manager.close()
+
+
+_STATE_SUM, _SUM = 'state_checksum', 'checksum'  # of the arrays; of the other facts
 
 
 def description(state: PyTree) -> dict[str, list[int]]:

@@ -54,7 +54,7 @@ def train(
     eval_initial: bool = False,
     save_period: int = 1000,
     log_period: int = 10,
-    keep: int = 1,
+    keep: int = 2,
     best_metric: str | None = None,
     early_stopping_patience: int | None = None,
     decoder: decoding.Decoder | None = None,
@@ -121,17 +121,14 @@ def train(
       'restore_optimizer': restore_optimizer, 'method': repr(method).split('\n')[0], **settings_of(model),
       'state': run_checkpoints.description(state._asdict())}
   position, best, waited = None, -math.inf, 0
-  latest = checkpoints.latest
   hosts.agree(lambda: {
       'the base model': about['base_fingerprint'], **data.facts((train_dataset, *eval_datasets)),
-      'newest checkpoint in MODEL_DIR, a folder that all hosts share': str(latest)})
+      'newest checkpoint in MODEL_DIR, a folder that all hosts share': str(checkpoints.latest)})
   hosts.advise(checkpoints.last_words)
-  if latest is not None:
-    before = checkpoints.about(latest)
-    run_checkpoints.check_resumable(before, about, model_dir)
-    state = step_lib.TrainState(**checkpoints.restore(latest, state._asdict()))
+  if (resumed := checkpoints.resume(about, state._asdict(), tell)) is not None:
+    state, before = step_lib.TrainState(**resumed.state), resumed.about
     position, best, waited = before['position'], before['best'], before['waited']
-    tell(f'resuming {model_dir} at step {latest}')
+    tell(f'resuming {model_dir} at step {resumed.step}')
   elif restore_optimizer:
     restored = pretrained.restored(state.opt_state, trainable, initial_checkpoint_path, loaded.config, first_step)
     state = state._replace(opt_state=partitioner.replicate(restored))
@@ -181,7 +178,7 @@ def train(
   # --- The loop.
   results = {}
   progress, pending = Progress(end, start), []
-  step, saved, stop = start, latest or 0, False
+  step, saved, stop = start, resumed.step if resumed else 0, False
   train_seconds = 0.0
   stream = data.prefetch(batches, partitioner.place_batch)
   try:

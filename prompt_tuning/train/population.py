@@ -56,7 +56,7 @@ def train(
     eval_period: int = 1000,
     save_period: int = 1000,
     log_period: int = 10,
-    keep: int = 1,
+    keep: int = 2,
     best_metric: str | None = None,
     early_stopping_patience: int | None = None,
     decoder: decoding.Decoder | None = None,
@@ -111,16 +111,13 @@ def train(
       'seed': [[*dataclasses.astuple(member)] for member in members] + ['shared order'] * shared_order,
       'state': run_checkpoints.description(state._asdict())}
   before = {'positions': None, 'status': None}
-  latest = checkpoints.latest
   hosts.agree(lambda: {
       'the base model': about['base_fingerprint'], **data.facts((train_dataset, *eval_datasets)),
-      'newest checkpoint in MODEL_DIR, a folder that all hosts share': str(latest)})
+      'newest checkpoint in MODEL_DIR, a folder that all hosts share': str(checkpoints.latest)})
   hosts.advise(checkpoints.last_words)
-  if latest is not None:
-    before = checkpoints.about(latest)
-    run_checkpoints.check_resumable(before, about, model_dir)
-    state = step_lib.TrainState(**checkpoints.restore(latest, state._asdict()))
-    tell(f'resuming {model_dir} at step {latest}')
+  if (resumed := checkpoints.resume(about, state._asdict(), tell)) is not None:
+    state, before = step_lib.TrainState(**resumed.state), resumed.about
+    tell(f'resuming {model_dir} at step {resumed.step}')
   start = int(state.step)
   if start >= train_steps and (root / 'summary.json').exists():
     tell(f'{model_dir} has its {train_steps} steps already; raise TRAIN_STEPS to go on')

@@ -73,6 +73,9 @@ class Trained:
     self._export = jax.jit(loaded.model.export, out_shardings=partitioner.replicated)
     self.status: dict[str, Any] = {'best': -math.inf, 'best_step': None, 'waited': 0, 'stopped': None, 'diverged': None,
                                    'metrics': {}}
+    for step, file in tuned.step_files(folder / 'prompts') if first and (folder / 'prompts').is_dir() else ():
+      if step > start:  # of steps that are run again
+        file.unlink()
 
   @property
   def active(self) -> bool:

@@ -122,6 +122,20 @@ def test_a_continued_run_is_the_uninterrupted_run_bit_for_bit(six_steps, copy):
   assert [line['step'] for line in lines(copy)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_damaged_checkpoint_costs_its_steps_alone(six_steps, tmp_path, capsys):
+  """The run goes on from the one before, and all its numbers are those of a run in one go."""
+  folder = tmp_path / 'run'
+  train(folder, steps=5, save_period=1)
+  (folder / 'checkpoints' / '5' / 'about' / 'metadata').write_text('{')
+  train(folder, steps=6)
+  said = capsys.readouterr().err
+  assert f'The checkpoint {folder}/checkpoints/5 is damaged' in said
+  assert f'resuming {folder} at step 4' in said
+  assert [line['loss'] for line in lines(folder)] == [line['loss'] for line in lines(six_steps[0])]
+  np.testing.assert_array_equal(last_prompt(folder, 6), last_prompt(six_steps[0], 6))
+  assert steps_kept(folder) == [4, 6]
+
+
 def test_a_finished_run_started_again_does_nothing(copy):
   before = last_prompt(copy, 3)
   assert train(copy, steps=3)['step'] == 3
