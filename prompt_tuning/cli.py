@@ -6,11 +6,11 @@ The commands of `PLAIN` have plain flags and no configuration of their own.
 import argparse
 from collections.abc import Callable, Sequence
 import importlib
+import itertools
 import os
 import pathlib
 import re
 import sys
-import time
 import traceback
 
 from prompt_tuning import hosts
@@ -114,7 +114,8 @@ def save_config(model_dir: str) -> None:
   from prompt_tuning.train import writers
   path, text = pathlib.Path(model_dir) / 'config.gin', gin.operative_config_str()
   if path.exists() and path.read_text() != text + '\n':
-    path.rename(path.with_name(f'config.{time.strftime("%Y%m%d-%H%M%S")}.gin'))
+    number = next(n for n in itertools.count(1) if not path.with_name(f'config.{n}.gin').exists())
+    path.rename(path.with_name(f'config.{number}.gin'))
   writers.write_lines(path, [text])
 
 

@@ -121,5 +121,7 @@ def test_the_configuration_in_use_is_saved_and_an_earlier_one_kept(tmp_path):
   (tmp_path / 'config.gin').write_text('# another\n')
   cli.save_config(str(tmp_path))
   assert (tmp_path / 'config.gin').read_text() == first
-  kept = [path for path in tmp_path.iterdir() if path.name != 'config.gin']
-  assert [path.read_text() for path in kept] == ['# another\n']
+  (tmp_path / 'config.gin').write_text('# a third\n')
+  cli.save_config(str(tmp_path))  # within the same second
+  kept = {path.name: path.read_text() for path in tmp_path.iterdir() if path.name != 'config.gin'}
+  assert kept == {'config.1.gin': '# another\n', 'config.2.gin': '# a third\n'}

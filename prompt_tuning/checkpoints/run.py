@@ -18,6 +18,7 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -186,6 +187,8 @@ class RunCheckpoints:
     for step, error in damaged.items():
       tell(f'{error} It is now {self._put_aside(step)}; going on from step {found.step}.')
     if damaged:
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices('damaged checkpoints are put aside')
       self._manager.reload()
       self._damaged = {}
       self._tidy()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import inspect
 import queue
+import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,13 @@ import tensorflow as tf
 from prompt_tuning import features, tasks
 from prompt_tuning.tasks import caching, vocabularies
 from prompt_tuning.tokenizer import AnyTokenizer
+from prompt_tuning.train import retrying
 
 tf.config.set_visible_devices([], 'GPU')  # TensorFlow only reads data: left alone it takes all of a GPU's memory
 
 Example = features.Example
 FIRST = 16  # examples, and files, that hosts compare
+WAIT = 10.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Dataset:
     on_truncation: 'count' examples longer than their feature length, or 'error'.
     limit: at most so many examples (None: all).
     shards: streams that batches are made of, each of its own part of the examples.
+    retries: further tries, in half a minute, where the source fails at an example.
 
   Raises:
     ValueError: there is no such number of shards, or the batch does not divide into them.
@@ -57,6 +62,7 @@ class Dataset:
   on_truncation: str = 'count'
   limit: int | None = None
   shards: int = 1
+  retries: int = 5
 
   def __post_init__(self):
     if self.shards < 1 or self.batch_size % self.shards:
@@ -72,7 +78,17 @@ class Dataset:
 
     `shard`: those of that stream alone (None: all). Every example is in one of them: where seqio takes every n-th of
     one shuffled stream, all of them are shuffled with the same seed.
+
+    Raises:
+      ValueError: there is no such split.
+      retrying.SourceError: here or later, the source has failed `retries` times.
     """
+    part = f', shard {shard} of {self.shards}' if shard is not None and self.shards > 1 else ''
+    return retrying.Retrying(
+        lambda offset: self._epoch(seed, epoch, offset, shard), skip, self.retries, _may_be_gone_next_time,
+        f'{self.mixture_or_task_name}, split {self.split!r}{part}, epoch {epoch}')
+
+  def _epoch(self, seed: int, epoch: int, skip: int, shard: int | None) -> Iterator[Example]:
     task = self.task
     if self.split not in task.splits:
       raise ValueError(
@@ -92,6 +108,15 @@ class Dataset:
     if limit is not None:
       data = data.take(limit)
     return data.skip(skip).as_numpy_iterator()
+
+
+_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_PASSING = (tf.errors.AbortedError, tf.errors.DataLossError, tf.errors.DeadlineExceededError, tf.errors.InternalError,
+            tf.errors.UnavailableError, tf.errors.UnknownError)  # the last: what Python code raised in a pipeline
+
+
+def _may_be_gone_next_time(error: Exception) -> bool:
+  return isinstance(error, _PASSING) or isinstance(error, OSError) and not isinstance(error, _LASTING)
 
 
 def _asks_for_lengths(task: seqio.Task | seqio.Mixture) -> bool:
@@ -243,7 +268,7 @@ def eval_batches(dataset: Dataset, converter: features.Converter) -> Iterator[tu
 def prefetch(batches: TrainBatches, place, depth: int = 2) -> Iterator[tuple[Any, dict]]:
   """(batch on devices, position after it), prepared in a thread while the devices work.
 
-  An error in the thread is raised where the batch would have been.
+  An error in the thread is raised where the batch would have been. Where none comes for long, that is said.
   """
   ready: queue.Queue = queue.Queue(depth)
   stop = threading.Event()
@@ -252,7 +277,7 @@ def prefetch(batches: TrainBatches, place, depth: int = 2) -> Iterator[tuple[Any
     while not stop.is_set():
       try:
         item = (place(next(batches)), dict(batches.position), None)
-      except Exception as error:  # handed to the consumer, which raises it
+      except BaseException as error:  # handed to the consumer, which raises it
         item = (None, None, error)
       while not stop.is_set():
         try:
@@ -267,10 +292,20 @@ def prefetch(batches: TrainBatches, place, depth: int = 2) -> Iterator[tuple[Any
   thread.start()
   try:
     while True:
-      batch, position, error = ready.get()
+      batch, position, error = _wait(ready)
       if error is not None:
         raise error
       yield batch, position
   finally:
     stop.set()
     thread.join(timeout=5)
+
+
+def _wait(ready: queue.Queue):
+  """The next item; a line every WAIT seconds while there is none."""
+  began = time.monotonic()
+  while True:
+    try:
+      return ready.get(timeout=WAIT)
+    except queue.Empty:
+      print(f'waiting for data ({time.monotonic() - began:.0f} s)', file=sys.stderr, flush=True)

@@ -5,9 +5,11 @@ import json
 import os
 import pathlib
 import socket
+import time
 from typing import Any
 
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2, summary_pb2
 
 
 class MetricsWriter:
@@ -28,14 +30,23 @@ class MetricsWriter:
     with open(self._path, 'a') as file:
       file.write(json.dumps({'step': step, 'split': folder, **values}) + '\n')
     if folder not in self._boards:
-      self._boards[folder] = tensorboardX.SummaryWriter(str(self._root / folder), flush_secs=10)
-    for name, value in values.items():
-      if isinstance(value, int | float):
-        self._boards[folder].add_scalar(name, value, step)
+      self._boards[folder] = _board(self._root / folder)
+    scalars = [x for name, value in values.items() if isinstance(value, int | float)
+               for x in summary.scalar(name, value).value]
+    self._boards[folder].write_event(
+        event_pb2.Event(step=step, wall_time=time.time(), summary=summary_pb2.Summary(value=scalars)))
+    self._boards[folder].flush()
 
   def close(self) -> None:
     for board in self._boards.values():
       board.close()
+
+
+def _board(folder: pathlib.Path) -> event_file_writer.EventsWriter:
+  """A new event file, without tensorboardX's thread: that dies when a clock is set back by weeks, and the run hangs."""
+  folder.mkdir(parents=True, exist_ok=True)
+  number = len(list(folder.glob('events.out.tfevents.*')))  # the time in its name may come again
+  return event_file_writer.EventsWriter(str(folder / 'events'), f'.{number}')
 
 
 def _step(line: str) -> int | None:
