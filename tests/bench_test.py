@@ -106,7 +106,7 @@ def test_prints_of_a_worker_do_not_reach_its_replies(train_step):
 def test_a_wrong_row_lists_the_rows():
   done = run('--rows=huge')
   assert done.returncode == 2
-  assert "there is no 'huge'; choose of small20, small100, base100, tiny" in done.stderr
+  assert "there is no 'huge'; choose of small20, small100, base100, tiny, small20_prefix" in done.stderr
 
 
 def test_interchange(tmp_path):

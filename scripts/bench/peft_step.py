@@ -1,4 +1,5 @@
-"""The peer of `train_step.py`: a worker that does the same step with Hugging Face PEFT, on the CPU.
+"""The peer of `train_step.py`: a worker that does the same step with Hugging Face PEFT, on the CPU; full fine-tuning
+with Transformers alone.
 
 At its best: every core, `set_float32_matmul_precision('medium')`, torch's fused attention (`sdpa`, the
 default of Transformers, as fast as `eager` here), no cache of keys and values, no gradient checkpointing; in
@@ -28,8 +29,11 @@ except ImportError as error:
       'interpreter of an environment that has it.')
 
 
-def model(config: dict[str, Any], length: int, dropout: float, dtype: torch.dtype) -> peft.PeftModel:
-  """A frozen T5 of our `BackboneConfig` (a dictionary) with a soft prompt [length, D] before its input."""
+def model(config: dict[str, Any], length: int | None, dropout: float, dtype: torch.dtype) -> torch.nn.Module:
+  """A frozen T5 of our `BackboneConfig` (a dictionary) with a soft prompt [length, D] before its input.
+
+  `length` None: all of the T5 is trained.
+  """
   t5_config = transformers.T5Config(
       vocab_size=config['vocab_size'], d_model=config['d_model'], d_kv=config['head_dim'],
       d_ff=config['d_ff'],
@@ -44,6 +48,8 @@ def model(config: dict[str, Any], length: int, dropout: float, dtype: torch.dtyp
   if not config['tied_embeddings']:
     head = torch.randn(config['vocab_size'], config['d_model']) * config['d_model'] ** -0.5
     t5.lm_head.weight = torch.nn.Parameter(head)
+  if length is None:
+    return t5.to(dtype)
   return peft.get_peft_model(t5.to(dtype), peft.PromptTuningConfig(
       task_type=peft.TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=length, num_transformer_submodules=1))
 
@@ -54,7 +60,8 @@ def build(settings: dict[str, Any], dtype: torch.dtype) -> Contender:
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_float32_matmul_precision('medium')
   row, config = Row(**settings['row']), settings['config']
-  net = model(config, row.P, settings['dropout'], dtype).train()
+  net = model(config, row.P if row.method == 'prompt' else None, settings['dropout'], dtype).train()
+  base = net if row.method == 'full' else net.get_base_model()
   trainable = [p for p in net.parameters() if p.requires_grad]
   optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0)
   encoder, targets = (torch.from_numpy(x).long() for x in tokens(row, config['vocab_size']))
@@ -73,10 +80,10 @@ def build(settings: dict[str, Any], dtype: torch.dtype) -> Contender:
 
   return Contender(step, gemm, {
       'platform': 'cpu', 'dtype': str(dtype).removeprefix('torch.'),
-      'attention': net.get_base_model().config._attn_implementation,
+      'attention': base.config._attn_implementation,
       'versions': {m.__name__: m.__version__ for m in (torch, transformers, peft)},
       'trainable_parameters': sum(p.numel() for p in trainable),
-      'frozen_parameters': sum(p.numel() for p in net.get_base_model().parameters())})
+      'frozen_parameters': sum(p.numel() for p in base.parameters())})
 
 
 if __name__ == '__main__':

@@ -1,21 +1,22 @@
-"""Measures one training step of prompt tuning, alone or beside Hugging Face PEFT.
+"""Measures one training step of prompt tuning and of other methods, alone or beside Hugging Face PEFT.
 
 Every contender runs in a process of its own, started anew for each row, on the same sizes, the same tokens
 and the same allocator settings. They take turns step by step (A B C A B C ...) and only one computes at a
 time, so that other load on the machine or a drifting clock hits them all alike. A step is forward, loss,
-backward and AdamW's update of the prompt; the frozen model has random weights and its dropout on. A row of
-the table is a model and its lengths: B rows of S text tokens behind P virtual ones, and T target tokens, no
-padding.
+backward and AdamW's update of what is trained; the frozen model has random weights and its dropout on. A row of
+the table is a model, a method and lengths: B rows of S text tokens behind P virtual ones, and T target tokens, no
+padding. Peers are where PEFT or Transformers do the same: of prompt tuning and of full fine-tuning. (PEFT's prefixes
+for a T5 are the decoder's alone, its P-tuning has another network, and it has no adapters or BitFit.)
 
   python scripts/bench/train_step.py --rows=small20
   python scripts/bench/train_step.py --peer --peer_python=ENV/bin/python   # an ENV with prompt_tuning[parity]
 
 FLOPs are counted as 4 x parameters x tokens (2 forward, 2 for the gradient of activations: frozen weights
-have none of their own), and beside that by XLA, which also sees attention scores. Utilisation is the analytic
-count per second over what a matrix product of the same dtype reaches in the same process. Peak memory is the
-most a process ever held, compilation included. Progress goes to stderr, the table to stdout, and the last
-line of stdout is JSON with every figure; 'ratio' is our median over the contender's, 'paired_ratio' the
-median of the ratios of each turn.
+have none of their own; trained ones 2 more), and beside that by XLA, which also sees attention scores.
+Utilisation is the analytic count per second over what a matrix product of the same dtype reaches in the same
+process. Peak memory is the most a process ever held, compilation included. Progress goes to stderr, the table
+to stdout, and the last line of stdout is JSON with every figure; 'ratio' is our median over the contender's,
+'paired_ratio' the median of the ratios of each turn.
 """
 
 import argparse
@@ -50,11 +51,12 @@ class Row:
   S: int  # text tokens, the prompt not counted
   P: int
   T: int
+  method: str = 'prompt'
 
   @property
   def encoder_length(self) -> int:
     """Prompt and text."""
-    return self.P + self.S
+    return self.S + (self.P if self.method in ('prompt', 'p_tuning') else 0)
 
 
 ROWS = {
@@ -62,7 +64,11 @@ ROWS = {
     'small100': Row('t5_1_1_small', B=8, S=128, P=100, T=8),
     'base100': Row('t5_1_1_base', B=8, S=256, P=100, T=8),
     'tiny': Row('t5_1_1_tiny', B=2, S=16, P=4, T=4),  # to try the script out
+    **{f'small20_{method}': Row('t5_1_1_small', B=8, S=128, P=20, T=8, method=method)
+       for method in ('prefix', 'p_tuning', 'adapter', 'bitfit', 'full')},
+    'tiny_full': Row('t5_1_1_tiny', B=2, S=16, P=4, T=4, method='full'),
 }
+PEERS = ('prompt', 'full')  # methods that a peer has too
 DEFAULT_ROWS = ('small20', 'small100', 'base100')
 
 
@@ -91,12 +97,19 @@ def analytic_flops(config, row: Row) -> int:
 # --- A contender, in its worker process.
 
 
+def method(row: Row):
+  """The method of a row, as its gin file has it but for the length."""
+  from prompt_tuning.methods import adapter, bias, full, p_tuning, prefix, prompt
+  return {'prompt': lambda: prompt.Prompt(length=row.P), 'prefix': lambda: prefix.Prefix(length=row.P),
+          'p_tuning': lambda: p_tuning.PTuning(template=f'<p*{row.P}> {{text}}'),
+          'adapter': adapter.Adapter, 'bitfit': bias.Bias, 'full': full.Full}[row.method]()
+
+
 def build_ours(settings: dict[str, Any]) -> Contender:
   """This package's step, compiled. The time to trace and lower is Python's, the time to compile XLA's."""
   import jax
 
   from prompt_tuning import loading, trees
-  from prompt_tuning.methods.prompt import Prompt
   from prompt_tuning.partitioning import Partitioner
   from prompt_tuning.train import losses, optim
   from prompt_tuning.train import step as step_lib
@@ -107,7 +120,7 @@ def build_ours(settings: dict[str, Any]) -> Contender:
   partitioner = Partitioner(devices=[device])
   backbone = loading.Backbone(
       size=row.model, param_dtype=settings['param_dtype'], dropout_rate=dropout, scan=True)  # the fastest to initialise
-  loaded = loading.load(None, Prompt(length=row.P), backbone, partitioner)
+  loaded = loading.load(None, method(row), backbone, partitioner)
   optimizer = optim.adamw()(optim.constant(LEARNING_RATE))
   trainable = loaded.new_trainable(0)
   state = partitioner.replicate(step_lib.init_state(trainable, optimizer))
@@ -185,7 +198,7 @@ def measure(
       tell(f'  step {i + 1} of {steps}: ' + ', '.join(f'{name} {turn[-1]["seconds"][0]:.3f} s'
                                                        for name, turn in turns.items()))
     gemms = {name: worker.ask('gemm', GEMM_SECONDS) for name, worker in workers.items()}
-  flops = analytic_flops(config, row)
+  flops = analytic_flops(config, row) * (6 if row.method == 'full' else 4) // 4
   for name, figure in figures.items():
     seconds, losses = ([turn[key][0] for turn in turns[name]] for key in ('seconds', 'losses'))
     median, gemm = statistics.median(seconds), statistics.median(gemms[name])
@@ -197,12 +210,15 @@ def measure(
     figure['ratio'] = ours['step_seconds_median'] / median
     figure['paired_ratio'] = statistics.median(
         a / b for a, b in zip(ours['step_seconds'], seconds, strict=True))
-  _check(figures, row.P * config.d_model)
+  _check(figures, row.P * config.d_model if row.method == 'prompt' else None)
   return {**dataclasses.asdict(row), 'flops_analytic': flops, 'contenders': figures}
 
 
-def _check(figures: Figures, trainable: int) -> None:
-  """Raises RuntimeError where the contenders have not done the same, sound work."""
+def _check(figures: Figures, trainable: int | None) -> None:
+  """Raises RuntimeError where the contenders have not done the same, sound work.
+
+  `trainable`: how many parameters are to be trained; None: as many as ours.
+  """
   ours = figures['ours']
   for name, figure in figures.items():
     if not all(map(math.isfinite, (figure['loss_first'], *figure['losses']))):
@@ -210,8 +226,9 @@ def _check(figures: Figures, trainable: int) -> None:
     if figure['platform'] != ours['platform']:
       raise RuntimeError(
           f'{name} runs on a {figure["platform"]} and ours on a {ours["platform"]}: set JAX_PLATFORMS=cpu.')
-    if (found := figure['trainable_parameters']) != trainable:
-      raise RuntimeError(f'{name} trains {found} parameters; expected P x D = {trainable}.')
+    if (found := figure['trainable_parameters']) != (trainable or ours['trainable_parameters']):
+      raise RuntimeError(f'{name} trains {found} parameters; expected '
+                         + (f'P x D = {trainable}.' if trainable else f'{ours["trainable_parameters"]}, as ours.'))
     if (found := figure['frozen_parameters']) != ours['frozen_parameters']:
       raise RuntimeError(
           f'{name} has {found} frozen parameters and ours {ours["frozen_parameters"]}; they must be the same '
@@ -243,7 +260,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
       epilog='rows:\n' + '\n'.join(
-          f'  {name:<9} {row.model}, B={row.B} S={row.S} P={row.P} T={row.T}' for name, row in ROWS.items()))
+          f'  {name:<16} {row.method} on {row.model}, B={row.B} S={row.S} P={row.P} T={row.T}'
+          for name, row in ROWS.items()))
   parser.add_argument('--rows', type=names(list(ROWS)), default=list(DEFAULT_ROWS), metavar='ROW,...',
                       help=f'which rows to measure, see below (default: {",".join(DEFAULT_ROWS)})')
   parser.add_argument('--steps', type=int, default=7, metavar='N',
@@ -285,7 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name in arguments.rows:
     tell(f'{name}: {ROWS[name]}')
     try:
-      rows[name] = measure(ROWS[name], settings, commands, arguments.steps)
+      row, alone = ROWS[name], {'ours': commands['ours']}
+      rows[name] = measure(row, settings, commands if row.method in PEERS else alone, arguments.steps)
     except RuntimeError as error:
       tell(f'ERROR: {error}')
       return 1
