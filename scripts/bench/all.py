@@ -37,7 +37,7 @@ class Section:
   Attributes:
     title, about: of the page; `about` says what the columns do not.
     script: in scripts.
-    flags, quick: what it is run with, in full and in `--quick`.
+    flags, quick: what it is run with, in full and in `--quick`; None: not in that.
     peer: flags to measure a peer too; {python} is its interpreter.
   """
 
@@ -45,13 +45,13 @@ class Section:
   about: str
   script: str
   flags: tuple[str, ...] = ()
-  quick: tuple[str, ...] = ()
+  quick: tuple[str, ...] | None = ()
   peer: tuple[str, ...] = ()
 
   def command(self, quick: bool, peer_python: str | None) -> list[str]:
     """Its arguments behind the interpreter."""
     peer = [flag.format(python=peer_python) for flag in self.peer] if peer_python else []
-    return [str(pathlib.PurePath('scripts', self.script)), *(self.quick if quick else self.flags), *peer]
+    return [str(pathlib.PurePath('scripts', self.script)), *((self.quick or ()) if quick else self.flags), *peer]
 
 
 SECTIONS = {
@@ -63,22 +63,26 @@ SECTIONS = {
         quick=('--rows=small20,base100,small20_prefix,small20_p_tuning,small20_adapter,small20_bitfit,small20_full',
                '--steps=3'),
         peer=('--peer', '--peer_python={python}')),
+    'padding': Section(
+        'Padding, buckets and packing', 'Examples a second on the lengths of real data sets: all rows padded to the '
+        'longest, in buckets, packed, and PEFT with dynamic padding; the same examples in each step.',
+        'bench/padding.py', quick=('--batches=1', '--rounds=1'), peer=('--peer=float32', '--peer_python={python}')),
     'decode': Section(
         'Decoding', 'Tokens a second of GPT-2 small, greedy and with five beams, beside Hugging Face `generate`; '
         '`speed-up` is the peer\'s seconds over ours.', 'bench/decode.py', quick=('--rows=greedy8,beam1', '--turns=2'),
         peer=('--peer={python}',)),
     'prefix_cost': Section(
         'What a prefix costs', 'The gradient of a prefix over the loss alone, and a token of a decoder with a prefix '
-        'over one without.', 'bench/prefix_cost.py', quick=('--rows=gradient_t5,step1', '--turns=3')),
+        'over one without.', 'bench/prefix_cost.py', quick=None),
     'population': Section(
         'Many prompts at once', 'A step of N prompts together beside N steps in turn.', 'bench/population.py',
-        quick=('--turns=4',)),
+        quick=('--rows=small4', '--turns=3')),
     'probe': Section(
         'Probing for skill neurons', 'Both passes over the data on RoBERTa base, beside PyTorch\'s forward hooks.',
         'bench/probe.py', quick=('--turns=2', '--batches=2'), peer=('--peer={python}',)),
     'pruned': Section(
         'A pruned model', 'RoBERTa base, of nine layers 2% of the neurons.', 'bench/pruned.py', flags=('--rows=base',),
-        quick=('--rows=base', '--turns=3')),
+        quick=None),
     'checkpoint': Section(
         'Saving and restoring', 'A run\'s checkpoint on the shapes of T5 base, beside PyTorch\'s of arrays of the same '
         'shapes. Training waits for `save` alone.', 'bench/checkpoint.py', quick=('--turns=5',),
@@ -86,12 +90,15 @@ SECTIONS = {
     'startup': Section(
         'To the first step', 'A job\'s first start, and again with its programs compiled before.', 'bench/startup.py',
         quick=('--rows=small', '--turns=1')),
+    'plan_memory': Section(
+        'Memory, planned and measured', 'What `prompt-tuning plan` expects of a training step beside what a process '
+        'takes.', 'bench/plan_memory.py', quick=None),
     'soak': Section(
         'Memory over many steps', '2,000 steps of a tiny T5, a checkpoint every ten, an evaluation every hundred; the '
         'slope is fitted to the second half.', 'soak.py'),
     'interchange': Section(
         'Reading and converting models', 'Rates beside the disk\'s own, and memory.', 'bench/interchange.py',
-        quick=('--size=t5_1_1_small', '--repeat=1')),
+        quick=None),
 }
 
 
@@ -195,7 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = _shown(SECTIONS[name].command(arguments.quick, arguments.peer_python), arguments.peer_python)
     return 'failed' not in kept and (kept['command'], kept['machine']) == (command, machine())
 
-  wanted = [] if arguments.page else [name for name in arguments.only if not (arguments.resume and known(name))]
+  possible = [name for name in arguments.only if not (arguments.quick and SECTIONS[name].quick is None)]
+  wanted = [] if arguments.page else [name for name in possible if not (arguments.resume and known(name))]
   began, failed = time.monotonic(), []
   for i, name in enumerate(wanted):
     eta = f', about {(time.monotonic() - began) / i * (len(wanted) - i):.0f} s left' if i else ''
