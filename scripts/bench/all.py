@@ -63,10 +63,6 @@ SECTIONS = {
         quick=('--rows=small20,base100,small20_prefix,small20_p_tuning,small20_adapter,small20_bitfit,small20_full',
                '--steps=3'),
         peer=('--peer', '--peer_python={python}')),
-    'padding': Section(
-        'Padding, buckets and packing', 'Examples a second on the lengths of real data sets: all rows padded to the '
-        'longest, in buckets, packed, and PEFT with dynamic padding; the same examples in each step.',
-        'bench/padding.py', quick=('--batches=1', '--rounds=1'), peer=('--peer=float32', '--peer_python={python}')),
     'decode': Section(
         'Decoding', 'Tokens a second of GPT-2 small, greedy and with five beams, beside Hugging Face `generate`; '
         '`speed-up` is the peer\'s seconds over ours.', 'bench/decode.py', quick=('--rows=greedy8,beam1', '--turns=2'),
@@ -90,9 +86,6 @@ SECTIONS = {
     'startup': Section(
         'To the first step', 'A job\'s first start, and again with its programs compiled before.', 'bench/startup.py',
         quick=('--rows=small', '--turns=1')),
-    'plan_memory': Section(
-        'Memory, planned and measured', 'What `prompt-tuning plan` expects of a training step beside what a process '
-        'takes.', 'bench/plan_memory.py', quick=None),
     'soak': Section(
         'Memory over many steps', '2,000 steps of a tiny T5, a checkpoint every ten, an evaluation every hundred; the '
         'slope is fitted to the second half.', 'soak.py'),
