@@ -7,12 +7,21 @@ target; the backbone puts the two together.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from prompt_tuning import batching as batching_lib
+
 Example = Mapping[str, Any]
 Place = Callable[[np.ndarray, int], np.ndarray]
+
+
+class Ids(NamedTuple):
+  """An example's placed source [n] and its target [m]; None: it has none."""
+
+  source: np.ndarray
+  target: Sequence[int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +112,8 @@ class Converter:
     on_truncation: 'count' or 'error'.
     label: the text of a target and the ids of its placed source -> class numbers, where a readout tells classes apart.
     encode: example -> ids, where examples come with ids of another tokenizer.
+    batching: how examples stand in rows, see `batching.py`.
+    row_multiple: rows are a multiple of this.
     truncated: examples cut so far, by feature.
     seen: examples converted so far.
   """
@@ -115,6 +126,8 @@ class Converter:
   on_truncation: str = 'count'
   encode: Callable[[Example], Example] | None = None
   label: Callable[[str, np.ndarray], Sequence[int]] | None = None
+  batching: batching_lib.Batching = batching_lib.Padded()  # noqa: RUF009 (frozen)
+  row_multiple: int = 1
   truncated: dict[str, int] = dataclasses.field(default_factory=lambda: {'inputs': 0, 'targets': 0})
   seen: int = 0
 
@@ -155,28 +168,65 @@ class Converter:
                        'not keep; let it keep it, as seqio.preprocessors.tokenize does.')
     return self.label(text if isinstance(text, str) else text.decode(), source)
 
-  def __call__(self, examples: Sequence[Example], rows: int | None = None) -> dict[str, np.ndarray]:
-    """Up to `rows` examples -> features [rows, ...]; rows without an example are padding of weight 0."""
-    rows, layout = rows or len(examples), self.layout
-    encoder = np.full((rows, self.lengths['inputs'] + self.virtual_tokens), layout.source_pad_id, np.int32)
-    targets = np.full((rows, self.lengths['targets']), 0 if self.label else layout.pad_id, np.int32)
+  def ids(self, example: Example) -> Ids:
+    """What is to stand in a row: cut, and with virtual tokens in place."""
+    if self.encode is not None:
+      example = {**example, **self.encode(example)}
+    source = self._source(example)
+    target = self._target(example, source) if 'targets' in example else None
+    self.seen += 1
+    return Ids(source, target)
+
+  def __call__(
+      self, examples: Sequence[Example], rows: int | None = None
+  ) -> dict[str, np.ndarray] | tuple[dict[str, np.ndarray], ...]:
+    """Up to `rows` examples -> features [rows, ...]; rows without an example are padding of weight 0.
+
+    Packed rows are other than examples in number. Where `batching` makes pieces of a batch, they are a tuple.
+    """
+    return self.features([self.ids(example) for example in examples], rows)
+
+  def features(
+      self, ids: Sequence[Ids], rows: int | None = None) -> dict[str, np.ndarray] | tuple[dict[str, np.ndarray], ...]:
+    """The same for examples whose ids are known."""
+    room = batching_lib.Room(rows or len(ids), *self.shape, self.virtual_tokens, self.row_multiple)
+    found = self.batching([len(x.source) for x in ids], [0 if x.target is None else len(x.target) for x in ids], room)
+    pieces = tuple(self._piece(ids, piece) for piece in found)
+    return pieces if self.batching.pieces > 1 else pieces[0]
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """S and T of a padded row, the most that an example has of each."""
+    return self.lengths['inputs'] + self.virtual_tokens, self.lengths['targets']
+
+  def _piece(self, ids: Sequence[Ids], piece: batching_lib.Piece) -> dict[str, np.ndarray]:
+    layout = self.layout
+    encoder = np.full((piece.rows, piece.source), layout.source_pad_id, np.int32)
+    targets = np.full((piece.rows, piece.target), 0 if self.label else layout.pad_id, np.int32)
     weights = np.zeros(targets.shape, np.float32)
-    for row, example in enumerate(examples):
-      if self.encode is not None:
-        example = {**example, **self.encode(example)}
-      source = self._source(example)
-      encoder[row, :len(source)] = source
-      if 'targets' in example:
-        ids = self._target(example, source)
-        targets[row, :len(ids)] = ids
-        weights[row, :len(ids)] = 1
-      self.seen += 1
-    return {
+    segments = np.zeros(encoder.shape, np.int32), np.zeros(targets.shape, np.int32)
+    count = np.zeros(piece.rows, np.int32)
+    for i, row, first, first_target in piece.places:
+      source, target = ids[i]
+      encoder[row, first:first + len(source)] = source
+      count[row] += 1
+      segments[0][row, first:first + len(source)] = count[row]
+      if target is not None:
+        slots = slice(first_target, first_target + len(target))
+        targets[row, slots] = target
+        weights[row, slots] = 1
+        segments[1][row, slots] = count[row]
+    found = {
         'encoder_input_tokens': encoder,
         'decoder_input_tokens': np.pad(targets, [(0, 0), (1, 0)], constant_values=layout.start_id)[:, :-1],
         'decoder_target_tokens': targets,
         'decoder_loss_weights': weights,
     }
+    if piece.packed:
+      begins = np.diff(segments[1], axis=1, prepend=0) != 0
+      found['decoder_input_tokens'] = np.where(begins, layout.start_id, found['decoder_input_tokens'])
+      found |= {'encoder_segment_ids': segments[0], 'decoder_segment_ids': segments[1]}
+    return found
 
   def report(self) -> str:
     """One sentence on truncation; empty if nothing was cut."""

@@ -198,6 +198,12 @@ class Prompted:
     taken = sites_lib.length(sites, 'decoder/attn_kv') + length if config.decoder_only else 0
     return config.max_positions - taken
 
+  def check_lengths(self, trainable: Trainable, frozen: Params, source: int, target: int) -> None:
+    """Raises ValueError if the model has no positions for an example of so many tokens, virtual ones included."""
+    tokens = lambda length: jax.ShapeDtypeStruct((1, length), jnp.int32)
+    batch = {'encoder_input_tokens': tokens(source), 'decoder_input_tokens': tokens(target)}
+    jax.eval_shape(self.logits, trainable, frozen, batch)
+
   def _patched(self, trainable: Trainable, frozen: Params, rngs=None) -> tuple[Params, Patch]:
     patch, read = self.method.apply(trainable, rngs=rngs), self.readout.apply(trainable)
     return trees.overlay(frozen, patch.overlay), Patch(sites_lib.join(patch.sites, read.sites), patch.overlay)

@@ -21,5 +21,6 @@ Batch = Mapping[str, Array]
   decoder_input_tokens   [B, T] int32, targets shifted right behind `BackboneConfig.start_id`
   decoder_target_tokens  [B, T] int32
   decoder_loss_weights   [B, T] float32, 0 where there is no target
-  encoder_segment_ids, decoder_segment_ids  [B, S], [B, T] int32, packed rows only (T5)
+  encoder_segment_ids, decoder_segment_ids  [B, S], [B, T] int32, packed rows only: 1 to n, padding 0.
+                         What is of one segment is one example, with virtual and start tokens of its own
 """

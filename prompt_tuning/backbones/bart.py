@@ -127,22 +127,33 @@ class BART(nn.Module):
     scale = math.sqrt(self.config.d_model) if self.config.scale_embedding else 1.0
     return sites_lib.at(sites, 'inputs', self.token_embedder(tokens) * scale, virtual), virtual
 
-  def encode(self, tokens, sites=None, *, deterministic=True, keep=False):
-    """Token ids [B, S] -> encodings [B, S, D]; with `keep`, and the keys and values of the layers."""
+  def encode(self, tokens, sites=None, *, segments=None, deterministic=True, keep=False):
+    """Token ids [B, S] -> encodings [B, S, D]; with `keep`, and the keys and values of the layers.
+
+    Args:
+      segments: [B, S], for packed rows, in each of which positions begin again.
+    """
     sites = sites or {}
-    masks.check_positions(self.config, 0, tokens.shape[1], 0)
-    mask = masks.padding(tokens, self.config.pad_id)
-    encoded, new = self.encoder(*self._embed(tokens, sites), mask, sites, deterministic, keep=keep)
+    positions = self._positions(segments, 0, tokens.shape[1], 0)
+    mask = masks.padding(tokens, self.config.pad_id) & masks.segments(segments, segments)
+    encoded, new = self.encoder(
+        *self._embed(tokens, sites), mask, sites, deterministic, positions=positions, keep=keep)
     return (encoded, new['self']) if keep else encoded
 
-  def decode(self, tokens, encoded, encoder_tokens, sites=None, *, deterministic=True, keep=False):
-    """Decoder input ids [B, T] and encodings [B, S, D] -> logits [B, T, V]; with `keep`, and keys and values."""
+  def decode(self, tokens, encoded, encoder_tokens, sites=None, *, segments=(None, None), deterministic=True,
+             keep=False):
+    """Decoder input ids [B, T] and encodings [B, S, D] -> logits [B, T, V]; with `keep`, and keys and values.
+
+    Args:
+      segments: of decoder [B, T] and encoder [B, S], for packed rows.
+    """
     sites = sites or {}
-    masks.check_positions(self.config, 0, 0, tokens.shape[1])
+    positions = self._positions(segments[0], 0, 0, tokens.shape[1])
+    mask = masks.causal(tokens.shape[1]) & masks.segments(segments[0], segments[0])
+    cross_mask = masks.padding(encoder_tokens, self.config.pad_id) & masks.segments(*segments)
     x, new = self.decoder(
-        *self._embed(tokens, sites), masks.causal(tokens.shape[1]), sites, deterministic,
-        cross=(encoded, masks.padding(encoder_tokens, self.config.pad_id), encoder_tokens - self.config.vocab_size),
-        keep=keep)
+        *self._embed(tokens, sites), mask, sites, deterministic,
+        cross=(encoded, cross_mask, encoder_tokens - self.config.vocab_size), positions=positions, keep=keep)
     return (self._logits(x, sites), new) if keep else self._logits(x, sites)
 
   def prefill(self, batch, sites=None, *, length=1):
@@ -170,11 +181,21 @@ class BART(nn.Module):
     return {'encoder/attn_kv': encoder, 'decoder/attn_kv': decoder['self'], 'decoder/cross_attn_kv': decoder['cross']}
 
   def __call__(self, batch, sites=None, *, deterministic=True) -> Array:
-    """Teacher-forced logits [B, T, V] of a batch (`types.Batch`, not packed)."""
+    """Teacher-forced logits [B, T, V] of a batch (`types.Batch`)."""
     sites_lib.check(sites or {})
-    encoded = self.encode(batch['encoder_input_tokens'], sites, deterministic=deterministic)
+    segments = batch.get('encoder_segment_ids')
+    encoded = self.encode(
+        batch['encoder_input_tokens'], sites, segments=segments, deterministic=deterministic)
     return self.decode(
-        batch['decoder_input_tokens'], encoded, batch['encoder_input_tokens'], sites, deterministic=deterministic)
+        batch['decoder_input_tokens'], encoded, batch['encoder_input_tokens'], sites,
+        segments=(batch.get('decoder_segment_ids'), segments), deterministic=deterministic)
+
+  def _positions(self, segments, *lengths: int):
+    """Positions [B, S] of a packed row; None, and a check of the lengths, of one that is not."""
+    if segments is None:  # a packed row may be longer than any of its examples: `Prompted.check_lengths` sees those
+      masks.check_positions(self.config, *lengths)
+      return None
+    return masks.positions(segments > 0, segments)
 
   def head(self, x: Array) -> Array:
     """Final states [B, T, D] -> logits, float32 [B, T, V]."""

@@ -98,14 +98,19 @@ class GPT2(nn.Module):
   def _check_positions(self, source, target: int, sites):
     masks.check_positions(self.config, sites_lib.length(sites, 'decoder/attn_kv'), source.shape[1], target)
 
-  def _read(self, source, target, sites, deterministic=True, keep=False):
-    """[x; y], padded each, [B, S] and [B, T] -> (y [B, T, D], keys and values, visible and positions [B, S + T])."""
+  def _read(self, source, target, sites, deterministic=True, keep=False, segments=None):
+    """[x; y], padded each, [B, S] and [B, T] -> (y [B, T, D], keys and values, visible and positions [B, S + T]).
+
+    Args:
+      segments: of both, [B, S + T], for packed rows [x1 x2; y1 y2], where y1 goes on behind x1.
+    """
     sites_lib.check(sites)
-    self._check_positions(source, target.shape[1], sites)
+    if segments is None:  # else a row may be longer than any of its examples: `Prompted.check_lengths` sees those
+      self._check_positions(source, target.shape[1], sites)
     tokens = jnp.concatenate([source, target], axis=1)
     visible = jnp.concatenate([source != self.config.source_pad_id, jnp.ones_like(target, bool)], axis=1)
-    positions = masks.positions(visible) + sites_lib.length(sites, 'decoder/attn_kv')
-    mask = masks.causal(tokens.shape[1]) & visible[:, None, None]
+    positions = masks.positions(visible, segments) + sites_lib.length(sites, 'decoder/attn_kv')
+    mask = masks.causal(tokens.shape[1]) & visible[:, None, None] & masks.segments(segments, segments)
     x, new = self.decoder(*self._embed(tokens, positions, sites), mask, sites, deterministic, keep=keep)
     return x[:, source.shape[1]:], new, visible, positions
 
@@ -132,7 +137,11 @@ class GPT2(nn.Module):
 
   def __call__(self, batch, sites=None, *, deterministic=True) -> Array:
     """Logits [B, T, V] of the target behind its source (`types.Batch`)."""
-    x, *_ = self._read(batch['encoder_input_tokens'], batch['decoder_input_tokens'], sites or {}, deterministic)
+    segments = None
+    if 'encoder_segment_ids' in batch:
+      segments = jnp.concatenate([batch['encoder_segment_ids'], batch['decoder_segment_ids']], axis=1)
+    x, *_ = self._read(
+        batch['encoder_input_tokens'], batch['decoder_input_tokens'], sites or {}, deterministic, segments=segments)
     return self._logits(x, sites or {})
 
   def head(self, x: Array) -> Array:

@@ -11,9 +11,17 @@ def padding(key_tokens: Array, pad_id: int = 0) -> Array:
   return (key_tokens != pad_id)[:, None, None, :]
 
 
-def positions(visible: Array) -> Array:
-  """Counts what is no padding: [B, S] bool -> [B, S] int32, 0 at the first token."""
-  return jnp.maximum(jnp.cumsum(visible, axis=-1, dtype=jnp.int32) - 1, 0)
+def positions(visible: Array, segments: Array | None = None) -> Array:
+  """Counts what is no padding: [B, S] bool -> [B, S] int32, 0 at the first token, of a segment where rows are packed.
+
+  Tokens of a segment [B, S] need not stand together: a decoder-only model has its source in front of all targets.
+  """
+  if segments is None:
+    count = jnp.cumsum(visible, axis=-1, dtype=jnp.int32)
+  else:
+    earlier = (segments[:, :, None] == segments[:, None, :]) & visible[:, None, :] & causal(visible.shape[1])[0]
+    count = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+  return jnp.maximum(count - 1, 0)
 
 
 def check_positions(config: BackboneConfig, prefix: int, source: int, target: int) -> None:

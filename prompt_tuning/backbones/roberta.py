@@ -26,9 +26,21 @@ from prompt_tuning.types import Array
 _INIT = nn.initializers.normal(0.02)
 
 
-def read_positions(tokens: Array, mask_id: int | None, count: int) -> Array:
-  """Where the first `count` mask tokens of each row are: [B, S] ids -> [B, count]; 0 where a row has fewer."""
+def read_positions(
+    tokens: Array, mask_id: int | None, count: int, segments: tuple[Array | None, Array | None] = (None, None)
+) -> Array:
+  """Where the first `count` mask tokens of each row are: [B, S] ids -> [B, count]; 0 where a row has fewer.
+
+  Args:
+    segments: of the tokens [B, S] and of what is read [B, count], for packed rows: the nth that is read of a segment is
+      at its nth mask token, or where it begins if it has fewer.
+  """
   is_mask = tokens == (-1 if mask_id is None else mask_id)
+  if segments[0] is not None:
+    within = segments[1][:, :, None] == segments[0][:, None, :]  # [B, T, S]
+    nth = jnp.cumsum(within & is_mask[:, None], axis=-1) == 1 + masks.positions(segments[1] > 0, segments[1])[..., None]
+    found = nth & within & is_mask[:, None]
+    return jnp.argmax(jnp.where(found.any(-1, keepdims=True), found, within), axis=-1)
   nth = jnp.cumsum(is_mask, axis=-1)[:, None] == 1 + jnp.arange(count)[:, None]  # [B, T, S]
   return jnp.argmax(nth & is_mask[:, None], axis=-1)
 
@@ -117,19 +129,24 @@ class RoBERTa(nn.Module):
     if c.mlm_head:
       self.mlm_head = MLMHead(c, self.dtype)
 
-  def encode(self, tokens, sites=None, *, deterministic=True, keep=False):
+  def encode(self, tokens, sites=None, *, segments=None, deterministic=True, keep=False):
     """Token ids [B, S] -> states [B, S, D]; with `keep`, and the keys and values of the layers.
+
+    Args:
+      segments: [B, S], for packed rows, in each of which positions begin again.
 
     Raises:
       ValueError: more tokens than the model has positions.
     """
     c, sites = self.config, sites or {}
-    masks.check_positions(c, 0, tokens.shape[1], 0)
+    if segments is None:  # else a row may be longer than any of its examples: `Prompted.check_lengths` sees those
+      masks.check_positions(c, 0, tokens.shape[1], 0)
     virtual = tokens - c.vocab_size
-    positions = c.position_offset + masks.positions(tokens != c.pad_id)
+    positions = c.position_offset + masks.positions(tokens != c.pad_id, segments)
+    mask = masks.padding(tokens, c.pad_id) & masks.segments(segments, segments)
     x = sites_lib.at(sites, 'inputs', self.token_embedder(tokens), virtual)
     x = x + self.position_embedder(positions) + self.token_type_embedder(jnp.zeros_like(tokens))
-    x, new = self.encoder(x, virtual, masks.padding(tokens, c.pad_id), sites, deterministic, keep=keep)
+    x, new = self.encoder(x, virtual, mask, sites, deterministic, keep=keep)
     return (x, new) if keep else x
 
   def activations(self, tokens, sites=None):
@@ -144,8 +161,9 @@ class RoBERTa(nn.Module):
     """
     c, sites, tokens = self.config, sites or {}, batch['encoder_input_tokens']
     sites_lib.check(sites)
-    x = self.encode(tokens, sites, deterministic=deterministic)
-    positions = read_positions(tokens, c.mask_id, batch['decoder_input_tokens'].shape[1])
+    segments = batch.get('encoder_segment_ids'), batch.get('decoder_segment_ids')
+    x = self.encode(tokens, sites, segments=segments[0], deterministic=deterministic)
+    positions = read_positions(tokens, c.mask_id, batch['decoder_input_tokens'].shape[1], segments)
     if 'states' in sites:
       return sites['states'](x, positions, tokens != c.pad_id)
     return self.head(jnp.take_along_axis(x, positions[..., None], axis=1))

@@ -10,6 +10,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning.backbones import masks
 from prompt_tuning.prompted import Unread
 from prompt_tuning.types import Array, Batch
 
@@ -54,8 +55,10 @@ def compute(
   Args:
     logits: [B, T, V], or what they are made of.
     normalizing_factor: LOSS_NORMALIZING_FACTOR: None or a number divides by it; 'NUM_REAL_TARGET_TOKENS' by the sum
-      of weights; 'NUM_TOTAL_TARGET_TOKENS' by B x T; 'AVERAGE_PER_SEQUENCE' weighs each row equally; 'NUM_SEQUENCES'
-      (not T5X's; Li & Liang 2021) divides by the rows with a target: a sum over each, their mean over the batch.
+      of weights; 'NUM_TOTAL_TARGET_TOKENS' by B x T, which depends on how rows are padded or packed;
+      'AVERAGE_PER_SEQUENCE' weighs each example equally; 'NUM_SEQUENCES' (not T5X's; Li & Liang 2021) divides by the
+      examples with a target: a sum over each, their mean over the batch. An example is a row, or a segment of a packed
+      one.
     chunk: LOSS_CHUNK: logits are made for so many target positions at a time, and made again for the gradient, so
       that [B, chunk, V] of them are held, not [B, T, V]; None: all at once.
 
@@ -72,10 +75,12 @@ def compute(
     elif normalizing_factor == 'NUM_TOTAL_TARGET_TOKENS':
       normalizer = jnp.float32(weights.size)
     elif normalizing_factor == 'AVERAGE_PER_SEQUENCE':
-      weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-9)
+      weights = weights / jnp.maximum(_per_example(weights, batch), 1e-9)
       normalizer = jnp.sum(weights)
     elif normalizing_factor == 'NUM_SEQUENCES':
-      normalizer = jnp.sum(jnp.any(weights > 0, axis=-1)).astype(jnp.float32)
+      there = weights > 0
+      first = masks.positions(there, batch.get('decoder_segment_ids')) == 0
+      normalizer = jnp.sum(first & there).astype(jnp.float32)
     else:
       raise ValueError(
           f'LOSS_NORMALIZING_FACTOR={normalizing_factor!r}; expected None, a number or one of '
@@ -116,3 +121,11 @@ def _summed_in_chunks(sums, unread: Unread, targets: Array, weights: Array, chun
   zeros = (jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
   return jax.lax.scan(
       jax.checkpoint(add, prevent_cse=False), zeros, tuple(map(pieces, (unread.states, targets, weights))))[0]
+
+
+def _per_example(weights: Array, batch: Batch) -> Array:
+  """The sum of the weights [B, T] of the example that each target is of, [B, 1] or, of packed rows, [B, T]."""
+  if (segments := batch.get('decoder_segment_ids')) is None:
+    return jnp.sum(weights, axis=-1, keepdims=True)
+  same = (segments[:, :, None] == segments[:, None, :]).astype(weights.dtype)
+  return jnp.einsum('BTU,BU->BT', same, weights)

@@ -42,6 +42,16 @@ def test_an_unknown_normalizer():
     losses.compute(LOGITS, BATCH, normalizing_factor='SENTENCES')
 
 
+@pytest.mark.parametrize('factor', ['AVERAGE_PER_SEQUENCE', 'NUM_SEQUENCES', 'NUM_REAL_TARGET_TOKENS'])
+def test_segments_count_as_the_rows_that_they_were(factor):
+  order = np.array([[0, 1, 2, 4]])  # of the tokens above: the first example, then the second
+  packed = {name: x.reshape(-1)[order] for name, x in BATCH.items()} | {'decoder_segment_ids': np.array([[1, 1, 1, 2]])}
+  one = losses.compute(LOGITS, BATCH, normalizing_factor=factor)
+  other = losses.compute(LOGITS.reshape(-1, 5)[order], packed, normalizing_factor=factor)
+  assert float(other.normalizer) == float(one.normalizer)
+  assert float(other.total) == pytest.approx(float(one.total), rel=1e-6)
+
+
 # --- in chunks ---
 
 
