@@ -176,6 +176,11 @@ def each(function: Callable[[Mapping[str, Any]], Any], batch: Mapping[str, Any] 
   return tuple(map(function, batch)) if isinstance(batch, tuple) else function(batch)
 
 
+def sources(batch: Mapping[str, Any] | tuple[Mapping[str, Any], ...]) -> list[Any]:
+  """The encoder's tokens of a batch or of each of its pieces."""
+  return [piece['encoder_input_tokens'] for piece in (batch if isinstance(batch, tuple) else (batch,))]
+
+
 def _bucket(longest: int, lengths: Sequence[int], virtual: int, limit: int) -> int:
   return min((n + virtual for n in lengths if longest <= n + virtual < limit), default=limit)
 

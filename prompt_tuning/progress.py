@@ -30,7 +30,7 @@ class Progress:
     """Leaves time spent on something else out of the rates."""
     self._began += seconds
 
-  def show(self, done: int, values: Mapping[str, float], force: bool = False) -> None:
+  def show(self, done: int, values: Mapping[str, float | str], force: bool = False) -> None:
     """Shows `done` of the total with rates, time left and `values`, if it is time."""
     now = time.monotonic()
     if not hosts.is_first() or not force and now - self._shown < self._every:
@@ -39,7 +39,7 @@ class Progress:
     seconds = max(now - self._began, 1e-9)
     rate = (done - self._first) / seconds
     parts = [f'{self._unit} {done}' + (f'/{self._total}' if self._total else '')]
-    parts += [f'{name} {value:.4g}' for name, value in values.items()]
+    parts += [f'{name} {value if isinstance(value, str) else format(value, ".4g")}' for name, value in values.items()]
     parts += [f'{n / seconds:.4g} {name}/s' for name, n in self._counts.items()]
     parts += [f'{rate:.3g} {self._unit}s/s'] if not self._counts else []
     parts += [f'eta {clock((self._total - done) / max(rate, 1e-9))}'] if self._total else []

@@ -52,7 +52,8 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
                 'checkpoints.tuned'),  # a trained prompt as a file, whatever its form: a method may begin from one
     'decoding': ('types', 'trees', 'backbones'),
     'prompted': ('types', 'trees', 'backbones', 'decoding', 'methods.base', 'methods.readouts'),
-    'features': ('types', 'trees'),
+    'batching': (),
+    'features': ('types', 'trees', 'batching'),
     'tokenizer': (),
     'progress': ('hosts',),
     'link': (),

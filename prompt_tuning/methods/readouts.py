@@ -29,6 +29,7 @@ class Readout(Method):
   """Base class."""
 
   collection = 'head'
+  packs = True  # it can be trained on rows of several examples
 
   @property
   def length(self) -> int | None:
@@ -246,6 +247,8 @@ class Span(Readout):
 
   initial: Mapping[str, np.ndarray] | None = None
   tokenizer: Any = None
+
+  packs = False  # its classes are places
 
   @property
   def length(self) -> int:

@@ -11,6 +11,7 @@ those alone whose rows its devices hold. Either way the global batches do not de
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import inspect
+import itertools
 import queue
 import sys
 import threading
@@ -21,6 +22,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from prompt_tuning import batching as batching_lib
 from prompt_tuning import features, tasks
 from prompt_tuning.tasks import caching, vocabularies
 from prompt_tuning.tokenizer import AnyTokenizer
@@ -31,6 +33,7 @@ tf.config.set_visible_devices([], 'GPU')  # TensorFlow only reads data: left alo
 Example = features.Example
 FIRST = 16  # examples, and files, that hosts compare
 WAIT = 10.0  # seconds
+SORTED_BATCHES = 16  # of an evaluation, at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Dataset:
     limit: at most so many examples (None: all).
     shards: streams that batches are made of, each of its own part of the examples.
     retries: further tries, in half a minute, where the source fails at an example.
+    batching: how examples stand in rows.
 
   Raises:
     ValueError: there is no such number of shards, or the batch does not divide into them.
@@ -63,6 +67,7 @@ class Dataset:
   limit: int | None = None
   shards: int = 1
   retries: int = 5
+  batching: batching_lib.Batching = batching_lib.Padded()  # noqa: RUF009 (frozen)
 
   def __post_init__(self):
     if self.shards < 1 or self.batch_size % self.shards:
@@ -220,7 +225,8 @@ class TrainBatches:
       shards: those whose rows are needed here, see `Partitioner.shards_here`; None: all.
 
     Raises:
-      ValueError: the position is of another number of shards.
+      ValueError: the position is of another number of shards, or rows of shards that are read elsewhere would be of
+        other shapes.
     """
     self._dataset, self._converter = dataset, converter
     before = [None] * dataset.shards if position is None else position.get('shards', [position])
@@ -228,6 +234,10 @@ class TrainBatches:
       raise ValueError(f'The run began with DATA_SHARDS={len(before)}, asked for now: {dataset.shards}. An epoch would '
                        'not be whole; go on with what it began with.')
     wanted = range(dataset.shards) if shards is None else shards
+    if len(wanted) < dataset.shards and not isinstance(dataset.batching, batching_lib.Padded):
+      raise ValueError(f'{type(dataset.batching).__name__} rows have shapes that depend on all examples of a batch, of '
+                       f'which this host reads {len(wanted)} of DATA_SHARDS={dataset.shards} parts. Set DATA_SHARDS=1, '
+                       'or BATCHING=@batching.Padded().')
     self._streams = {shard: Stream(dataset, seed, shard, before[shard]) for shard in wanted}
 
   @property
@@ -253,16 +263,30 @@ def _spread(x: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
   return whole
 
 
-def eval_batches(dataset: Dataset, converter: features.Converter) -> Iterator[tuple[list[Example], dict]]:
-  """All examples once, in order: (examples, features), the last batch filled up with empty rows."""
-  rows: list[Example] = []
-  for example in dataset.epoch(seed=0):
-    rows.append(example)
-    if len(rows) == dataset.batch_size:
-      yield rows, converter(rows)
-      rows = []
-  if rows:
-    yield rows, converter(rows, dataset.batch_size)
+def eval_batches(
+    dataset: Dataset, converter: features.Converter
+) -> Iterator[tuple[list[int], list[Example], dict[str, np.ndarray]]]:
+  """All examples once: (their numbers, examples, features), the last batch filled up with empty rows.
+
+  Where it is of use, those of each few batches are sorted by length.
+
+  Raises:
+    ValueError: batches cannot be evaluated as they are to stand.
+  """
+  if converter.batching.packs or converter.batching.pieces > 1:
+    raise ValueError(f'{converter.batching} is for training: in evaluation each example has a row of its own, in one '
+                     'array. Use @batching.Padded(), or @batching.Bucketed() with groups=1.')
+  size, begin = dataset.batch_size, 0
+  examples = iter(dataset.epoch(seed=0))
+  while window := list(itertools.islice(examples, SORTED_BATCHES * size)):
+    ids = [converter.ids(example) for example in window]
+    order = list(range(len(window)))
+    if converter.batching.sorts:
+      order.sort(key=lambda i: len(ids[i].source))
+    for at in range(0, len(order), size):
+      some = order[at:at + size]
+      yield [begin + i for i in some], [window[i] for i in some], converter.features([ids[i] for i in some], size)
+    begin += len(window)
 
 
 def prefetch(batches: TrainBatches, place, depth: int = 2) -> Iterator[tuple[Any, dict]]:

@@ -18,17 +18,24 @@ from prompt_tuning.tokenizer import AnyTokenizer
 from prompt_tuning.train import data, writers
 
 
-def converter(dataset: data.Dataset, model: Prompted, tokenizer: AnyTokenizer) -> features.Converter:
+def converter(
+    dataset: data.Dataset, model: Prompted, tokenizer: AnyTokenizer, row_multiple: int = 1) -> features.Converter:
   """Pads a dataset's examples for a model and its tokenizer, virtual tokens in place.
 
+  Args:
+    row_multiple: what the rows of an array must be a multiple of.
+
   Raises:
-    ValueError: model, tokenizer and task do not belong together.
+    ValueError: model, tokenizer and task do not belong together, or what is read from a model cannot be packed.
   """
   config, readout = model.backbone.config, model.readout
   label = None if readout.length is None else readout.encode
   if label is None and config.encoder_only:
     raise ValueError(f'A {config.family} has no decoder to generate a target with. Set READOUT = @readouts.Verbalizer()'
                      ' or @readouts.Head(), with the targets of the task as LABELS; or @readouts.Span().')
+  if dataset.batching.packs and not readout.packs:
+    raise ValueError(f'{type(readout).__name__} tells places of a row apart, which packed rows have several examples '
+                     'of. Use BATCHING = @batching.Bucketed().')
   layout = features.layout_of(config, tokenizer)
   encode = data.encoder(dataset, tokenizer, layout, targets=label is None)
   pieces = max(feature.vocabulary.vocab_size for feature in dataset.task.output_features.values())
@@ -38,7 +45,8 @@ def converter(dataset: data.Dataset, model: Prompted, tokenizer: AnyTokenizer) -
         f'{config.vocab_size}; ids beyond would be virtual tokens. Use a task with the vocabulary of the base.')
   lengths = {**dataset.task_feature_lengths, **({'targets': readout.length} if label else {})}
   return features.Converter(
-      lengths, model.place, model.placed, config.vocab_size, layout, dataset.on_truncation, encode, label)
+      lengths, model.place, model.placed, config.vocab_size, layout, dataset.on_truncation, encode, label,
+      dataset.batching, row_multiple)
 
 
 class Evaluator:
@@ -67,28 +75,28 @@ class Evaluator:
     elif convert.encode is not None:
       decode = lambda ids, source: convert.layout.decode(loaded.tokenizer, ids)
     generating = bool(task.predict_metric_fns) or not task.score_metric_fns
-    targets, predictions, rows, scores = [], [], [], []
+    found: dict[int, tuple] = {}  # of each example: target, prediction, score, row
     progress = Progress(unit='example')
-    for examples, batch in data.eval_batches(self.dataset, convert):
+    for numbers, examples, batch in data.eval_batches(self.dataset, convert):
       sources = batch['encoder_input_tokens']
       batch = loaded.partitioner.place_batch(batch)
-      numbers = len(rows) + np.arange(self.dataset.batch_size)
       if task.score_metric_fns:
-        log_probs = np.asarray(self._score(trainable, loaded.frozen, batch))[:len(examples)]
-        scores += log_probs.tolist()
+        log_probs = scores = np.asarray(self._score(trainable, loaded.frozen, batch))
       if generating:
-        decoded = self._generate(trainable, loaded.frozen, batch, keys=decoding.example_keys(numbers))
-        tokens, log_probs = (np.asarray(x)[:len(examples), 0] for x in (decoded.tokens, decoded.log_probs))
-      for i, (example, source) in enumerate(zip(examples, sources, strict=False)):
-        target = _text(example, 'targets', vocabulary)
+        keys = decoding.example_keys(np.resize(numbers, self.dataset.batch_size))
+        decoded = self._generate(trainable, loaded.frozen, batch, keys=keys)
+        tokens, log_probs = (np.asarray(x)[:, 0] for x in (decoded.tokens, decoded.log_probs))
+      for i, (number, example, source) in enumerate(zip(numbers, examples, sources, strict=False)):
+        target, prediction = _text(example, 'targets', vocabulary), None
         goal = task.postprocess_fn(target, example=example, is_target=True)
-        targets.append(goal)
         row = {'input': _text(example, 'inputs', vocabulary), 'target': goal if isinstance(goal, list) else target}
         if generating:
           row['prediction'] = decode([int(token) for token in tokens[i]], source)
-          predictions.append(task.postprocess_fn(row['prediction'], example=example, is_target=False))
-        rows.append(json.dumps({**row, 'score': float(log_probs[i])}, ensure_ascii=False))
-      progress.show(len(rows), {})
+          prediction = task.postprocess_fn(row['prediction'], example=example, is_target=False)
+        line = json.dumps({**row, 'score': float(log_probs[i])}, ensure_ascii=False)
+        found[number] = (goal, prediction, float(scores[i]) if task.score_metric_fns else None, line)
+      progress.show(len(found), {})
+    targets, predictions, scores, rows = ([found[i][column] for i in range(len(found))] for column in range(4))
     metrics: dict[str, float] = {}
     for fns, outputs in ((task.predict_metric_fns, predictions), (task.score_metric_fns, scores)):
       for fn in fns:

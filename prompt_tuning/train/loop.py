@@ -6,6 +6,7 @@ on with pretraining, INITIAL_STEP says how many came before: see `pretrained.py`
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import decoding, hosts, loading, trees
+from prompt_tuning import batching, decoding, hosts, loading, trees
 from prompt_tuning.checkpoints import run as run_checkpoints
 from prompt_tuning.checkpoints import tuned
 from prompt_tuning.methods import readouts
@@ -139,14 +140,18 @@ def train(
     return json.loads((root / 'summary.json').read_text())
 
   # --- Data, and the files of the run.
-  converter = evaluate_lib.converter(train_dataset, model, loaded.tokenizer)
+  converter = evaluate_lib.converter(
+      train_dataset, model, loaded.tokenizer, microbatches * partitioner.mesh.shape['data'])
+  if train_dataset.batching.packs:
+    model.check_lengths(trainable, frozen, *converter.shape)
   batches = data.TrainBatches(
       train_dataset, converter, random_seed, position,
       partitioner.shards_here(train_dataset.batch_size, train_dataset.shards))
   writer = writers.MetricsWriter(model_dir, start, enabled=first)
   if first:
     (root / 'model-info.txt').write_text(loading.model_info(loaded, trainable))
-  train_step = step_lib.make_train_step(
+  make_step = step_lib.make_pieces_step if train_dataset.batching.pieces > 1 else step_lib.make_train_step
+  train_step = make_step(
       model, optimizer_, loss, dropout_seed=random_seed if backbone.dropout_rate or method.dropout_rate else None,
       microbatches=microbatches, use_hardware_rng=use_hardware_rng)
   export = jax.jit(model.export, out_shardings=partitioner.replicated)
@@ -180,14 +185,14 @@ def train(
   progress, pending = Progress(end, start), []
   step, saved, stop = start, resumed.step if resumed else 0, False
   train_seconds = 0.0
-  stream = data.prefetch(batches, partitioner.place_batch)
+  stream = data.prefetch(batches, functools.partial(batching.each, partitioner.place_batch))
   try:
     while step < end and not stop:
       tick = time.monotonic()
       batch, position = next(stream)
       state, metrics = train_step(state, frozen, batch)
       step += 1
-      pending.append((step, metrics, batch['encoder_input_tokens']))
+      pending.append((step, metrics, batching.sources(batch)))
       if step == start + 1:
         jax.block_until_ready(state)
         tell(f'first step done {time.monotonic() - began:.1f} s after the start of the run')
@@ -196,12 +201,14 @@ def train(
       saving = step % save_period == 0 or step == end or evaluating or stop
       if step % log_period == 0 or saving:
         log = _fetch(pending, saved, model_dir)
-        real = sum(float(jnp.count_nonzero(tokens != loaded.config.source_pad_id)) for _, _, tokens in pending)
-        padded = sum(tokens.size for _, _, tokens in pending)
+        sources = [tokens for _, _, pieces in pending for tokens in pieces]
+        real = sum(float(jnp.count_nonzero(tokens != loaded.config.source_pad_id)) for tokens in sources)
+        padded = sum(tokens.size for tokens in sources)
         progress.add(examples=len(pending) * train_dataset.batch_size, tokens=padded, **{'real tokens': real})
         writer.write(step, 'train', **log, learning_rate=float(schedule(step - 1)),
                      **{'non_padding_fraction/encoder': real / padded})
-        progress.show(step, {k: log[k] for k in ('loss', 'accuracy')}, force=step == end)
+        shown = {**{k: log[k] for k in ('loss', 'accuracy')}, 'padding': f'{1 - real / padded:.0%}'}
+        progress.show(step, shown, force=step == end)
         pending = []
       train_seconds += time.monotonic() - tick
       metric = None

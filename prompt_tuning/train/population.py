@@ -26,7 +26,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from prompt_tuning import decoding, hosts, loading, trees
+from prompt_tuning import batching, decoding, hosts, loading, trees
 from prompt_tuning.checkpoints import run as run_checkpoints
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
@@ -88,6 +88,9 @@ def train(
   partitioner = partitioner or Partitioner()
   for dataset in (train_dataset, *eval_datasets):
     partitioner.check_batch(dataset.batch_size)
+  if not isinstance(train_dataset.batching, batching.Padded):
+    raise ValueError(f'BATCHING = @batching.{type(train_dataset.batching).__name__}(): members train on batches of one '
+                     'shape, each on examples of its own; use @batching.Padded().')
   methods = [method_of(method, member) for member in members]
   loaded = loading.load(initial_checkpoint_path, method, backbone, partitioner, random_seed)
   bound = [m.bind(loaded.config, loaded.known_tokenizer) for m in methods]

@@ -1,10 +1,12 @@
 """One optimizer step and its state. The gradient is of the trainable argument alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from prompt_tuning.prompted import Prompted, Unread
@@ -44,6 +46,46 @@ def make_train_step(
       whose bits are the same on every kind of device and in every version of jax.
   """
 
+  parts = _parts(model, optimizer, loss_fn, dropout_seed, microbatches, use_hardware_rng)
+
+  def train_step(state: TrainState, frozen: Params, batch: Batch):
+    return parts.update(state, *parts.gradients(state.trainable, frozen, batch, parts.dropout_key(state.step)))
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+def make_pieces_step(
+    model: Prompted, optimizer: optax.GradientTransformation, loss_fn: LossFn, *, dropout_seed: int | None,
+    microbatches: int = 1, use_hardware_rng: bool = True,
+) -> Callable[[TrainState, Params, Sequence[Batch]], tuple[TrainState, dict[str, Array]]]:
+  """The same for batches in pieces of different shapes, whose gradients are added up: a program for each shape."""
+  parts = _parts(model, optimizer, loss_fn, dropout_seed, microbatches, use_hardware_rng)
+
+  @jax.jit
+  def gradients(trainable, step, frozen, piece, number):
+    key = parts.dropout_key(step)
+    return parts.gradients(trainable, frozen, piece, None if key is None else jax.random.fold_in(key, number))
+
+  add = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
+  update = jax.jit(lambda state, total: parts.update(state, *total), donate_argnums=0)
+
+  def train_step(state: TrainState, frozen: Params, pieces: Sequence[Batch]):
+    found = (gradients(state.trainable, state.step, frozen, piece, np.int32(i)) for i, piece in enumerate(pieces))
+    return update(state, functools.reduce(add, found))
+
+  return train_step
+
+
+class _Parts(NamedTuple):
+  """What a step is made of, to be traced."""
+
+  dropout_key: Callable  # step -> key or None
+  gradients: Callable  # (trainable, frozen, batch, key) -> (summed gradients, `losses.Loss`)
+  update: Callable  # (state, summed gradients, loss) -> (state, metrics)
+
+
+def _parts(model, optimizer, loss_fn, dropout_seed, microbatches, use_hardware_rng) -> _Parts:
+
   def summed_loss(trainable, frozen, batch, key):
     loss = loss_fn(model.unread(trainable, frozen, batch, key), batch)
     return loss.total, loss
@@ -72,9 +114,7 @@ def make_train_step(
     impl = 'unsafe_rbg' if use_hardware_rng else 'threefry2x32'
     return jax.random.fold_in(jax.random.key(dropout_seed, impl=impl), step)
 
-  def train_step(state: TrainState, frozen: Params, batch: Batch):
-    key = dropout_key(state.step)
-    grads, loss = gradients(state.trainable, frozen, batch, key)
+  def update(state: TrainState, grads, loss: losses.Loss):
     grads = jax.tree.map(lambda g: g / loss.normalizer, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
@@ -87,4 +127,4 @@ def make_train_step(
     }
     return TrainState(state.step + 1, trainable, opt_state), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  return _Parts(dropout_key, gradients, update)
