@@ -244,3 +244,18 @@ def test_probes_that_do_other_work_are_refused(train_step, change, message):
   ours = {'platform': 'cpu', 'baseline': found, 'accuracy': found}
   with pytest.raises(RuntimeError, match=message):
     probe._compare('hooks', {**ours, **change}, ours, 4)
+
+
+def test_padding():
+  done = run('--rows=tiny', '--batches=2', '--rounds=1', script='padding.py')
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert [line.split()[:2] for line in text[1:]] == [['tiny', name] for name in ('padded', 'bucketed', 'packed')]
+  row = json.loads(last)['rows']['tiny']
+  padded, bucketed, packed = row['contenders'].values()
+  assert padded['shapes'] == [[4, 52, 4]]
+  assert padded['encoder_slots'] == 2 * 4 * 52
+  assert max(bucketed['padding'], packed['padding']) < padded['padding']
+  for figures in (bucketed, packed):  # dropout is on, so losses are near, not the same
+    assert figures['losses_first'] == pytest.approx(padded['losses_first'], rel=0.2)
+    assert len(figures['step_seconds']) == 2

@@ -80,12 +80,12 @@ def loss_and_gradient(model, frozen, trainable, batch, **kwargs):
 def assert_same(found, expected):
   assert found[0] == pytest.approx(expected[0], rel=1e-5)
   assert found[1] == pytest.approx(expected[1], rel=1e-6)
-  flat = trees.flatten(expected[2])
-  largest = max(np.abs(x).max() for x in flat.values())
-  assert largest > 1e-5
-  for path, x in trees.flatten(found[2]).items():
-    scale = max(np.abs(flat[path]).max(), largest / 100)  # the terms of some small ones cancel
-    np.testing.assert_allclose(x, flat[path], rtol=1e-5, atol=1e-5 * scale, err_msg=path)
+  flat, norm = trees.flatten(expected[2]), lambda tree: np.sqrt(sum(np.sum(np.square(x)) for x in tree.values()))
+  difference = {path: x - flat[path] for path, x in trees.flatten(found[2]).items()}
+  assert norm(flat) > 1e-4
+  assert norm(difference) < 1e-5 * norm(flat)
+  for path, x in difference.items():
+    assert np.abs(x).max() < 1e-4 * max(np.abs(flat[path]).max(), 1e-3 * norm(flat)), path  # the terms of some cancel
 
 
 @pytest.mark.parametrize(('family', 'method', 'readout'), [
