@@ -213,8 +213,11 @@ def test_probe():
     assert x['ratio'] == x['paired'] == x['cpu_ratio'] == 1.0
 
 
-def test_gpu(tmp_path):
-  """On whatever there is."""
+def test_gpu(tmp_path, monkeypatch):
+  """On whatever there is, where neither of these is installed."""
+  for package in ('tensorflow', 'seqio', 'gin', 'sentencepiece'):
+    (tmp_path / f'{package}.py').write_text('raise ImportError("not here")')
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
   output = tmp_path / 'gpu.json'
   done = run('--rows=tiny_int8,tiny_decode', '--attention=xla', '--steps=2', f'--output={output}', script='gpu.py')
   assert done.returncode == 0, done.stderr

@@ -112,7 +112,7 @@ def test_scales_are_split_like_their_channels():
 def test_a_checkpoint_is_quantised_as_it_is_read(path, partitions):
   load = lambda dtype: loading.load(
       str(models.GOLDENS / path), Prompt(length=1), loading.Backbone(param_dtype=dtype),
-      Partitioner(partitions, devices=jax.devices()[:4]))
+      Partitioner(partitions, additional_rules=(('embed', 'data'),), devices=jax.devices()[:4]))  # both axes split
   exact, found = load('float32'), load('int8')
   expected = quantized.cast(jax.device_get(exact.frozen), found.frozen)
   jax.tree.map(np.testing.assert_array_equal, found.frozen, expected)
