@@ -85,7 +85,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
   if flags.seqio_additional_cache_dirs:
     os.environ['SEQIO_ADDITIONAL_CACHE_DIRS'] = flags.seqio_additional_cache_dirs
   if command in ON_HOSTS and not flags.dry_run:
-    hosts.start(flags)
+    hosts.start(flags, stops=command in ('train', 'population'))
   gin.clear_config()
   gin_utils.parse(flags.gin_file, [*flags.gin_bindings, *bindings], flags.gin_search_paths)
   if flags.dry_run:

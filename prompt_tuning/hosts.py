@@ -54,9 +54,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                      help='a process that was silent for so long is gone (%(default)s); one that was killed is at once')
 
 
-def start(flags: argparse.Namespace) -> None:
+def start(flags: argparse.Namespace, stops: bool = False) -> None:
   """Connects this process with the others of its job, if the flags say that there are any. Before any use of devices;
   once it has, it does nothing.
+
+  Args:
+    stops: the job asks `Preemption` after every step; else SIGTERM ends this process, and with it the others.
 
   Raises:
     link.LinkError, ValueError: the flags are incomplete, or the processes cannot find each other; within
@@ -73,9 +76,12 @@ def start(flags: argparse.Namespace) -> None:
     return
   _job.connection = link.Link(
       address, count, index, timeout=flags.initialization_timeout, silence=flags.heartbeat_timeout, on_loss=_end)
+  if index:
+    link.wait_for(host, _job.connection.port, flags.initialization_timeout)  # jax would end without a message
   import jax
 
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.config.update('jax_enable_preemption_service', stops)
   later = flags.heartbeat_timeout + 30  # jax ends a process without saying who died, so `link` goes first
   try:
     jax.distributed.initialize(

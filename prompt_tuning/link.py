@@ -263,3 +263,21 @@ def parse(address: str) -> tuple[str, int]:
   if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
     raise LinkError(f'--coordinator_address={address}: expected HOST:PORT of process 0, such as 10.0.0.1:8476.')
   return host.strip('[]'), int(port)
+
+
+def wait_for(host: str, port: int, timeout: float) -> None:
+  """Returns when somebody listens there.
+
+  Raises:
+    LinkError: nobody can be reached within `timeout` seconds.
+  """
+  deadline = time.monotonic() + timeout
+  while True:
+    try:
+      socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.01)).close()
+      return
+    except OSError as error:
+      if time.monotonic() > deadline:
+        raise LinkError(f'Process 0 was found on {host}, but its port {port}, which it took for jax, cannot be reached '
+                        f'({error.strerror or error}). Let the processes reach all ports of each other.') from error
+      time.sleep(0.2)

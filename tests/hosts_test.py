@@ -149,6 +149,8 @@ def test_a_port_in_use_and_a_coordinator_that_does_not_answer():
       Member(port, 2, 1, timeout=1)
   with pytest.raises(link.LinkError, match=r'no answer of process 0 within 1 s; the last attempt: Connection refused'):
     Member(port, 2, 1, timeout=1)
+  with pytest.raises(link.LinkError, match=rf'found on 127.0.0.1, but its port {port}.*cannot be reached.*refused'):
+    link.wait_for('127.0.0.1', port, timeout=0.5)
   assert time.monotonic() - began < 15
 
 
@@ -222,14 +224,12 @@ except hosts.DisagreementError as error:
   print(error, flush=True)
 hosts.advise(lambda: 'Last words.')
 print('ready', flush=True)
-if i == 1:
-  time.sleep(60)
-preemption = hosts.Preemption()
 time.sleep(60)
 """
 
 
-def test_two_processes_with_jax_disagree_and_lose_each_other():
+@pytest.mark.parametrize('dead', [0, 1])
+def test_two_processes_with_jax_disagree_and_lose_each_other(dead):
   port = free_port()
   processes = [subprocess.Popen(
       [sys.executable, '-c', CHILD, f'--coordinator_address=127.0.0.1:{port}', '--process_count=2',
@@ -240,13 +240,13 @@ def test_two_processes_with_jax_disagree_and_lose_each_other():
       said = [process.stdout.readline() for _ in range(5)]
       assert said[0].startswith('Process 1 differs from process 0 in configuration. Start all with the same flags')
       assert said[1:] == ['configuration:\n', '  -B = 0\n', '  +B = 1\n', 'ready\n']
-    processes[1].send_signal(signal.SIGKILL)
+    processes[dead].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    _, err = processes[0].communicate(timeout=60)
-    assert processes[0].returncode == 1
+    _, err = processes[1 - dead].communicate(timeout=60)
     assert time.monotonic() - began < 20
-    assert f'pid {processes[1].pid}) is gone' in err
-    assert err.rstrip().endswith('This process ends too. Last words.')
+    assert processes[1 - dead].returncode == 1, err
+    assert f'prompt-tuning: Process {dead} of 2 (' in err
+    assert 'This process ends too. Last words.' in err
   finally:
     for process in processes:
       process.kill()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ def flags(folder, *more: str) -> list[str]:
 
 VARIANTS = {  # name -> flags; each is trained by two processes and by one
     'data': (),
-    'model': ('--gin.NUM_PARTITIONS=2', '--gin.TRAIN_STEPS=6'),
+    'model': ('--gin.NUM_PARTITIONS=2', '--gin.TRAIN_STEPS=6', '--gin.DROPOUT_RATE=0.0'),
     'shards': ('--gin.DATA_SHARDS=2', '--gin.TRAIN_STEPS=8'),  # 50 rows each: goes past an epoch
 }
 
@@ -112,6 +113,21 @@ def test_two_processes_are_one(uninterrupted, root, name):
     with contextlib.closing(run_checkpoints.RunCheckpoints(str(root / f'{which}_{name}'))) as checkpoints:
       positions.append(checkpoints.about(checkpoints.latest)['position'])
   assert positions[0] == positions[1]
+
+
+def test_two_processes_are_one_device(uninterrupted, root, monkeypatch):
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  assert cli.run('train', flags(root / 'device', '--gin.TRAIN_STEPS=6', '--gin.DROPOUT_RATE=0.0')) == 0
+  np.testing.assert_allclose(losses(root / 'two_model'), losses(root / 'device'), rtol=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(uninterrupted, root):
+  more = (*VARIANTS['shards'], '--gin.TRAIN_STEPS=10')
+  assert cli.run('train', flags(root / 'two_shards', *more)) == 0
+  assert cli.run('train', flags(root / 'one_longer', *more)) == 0
+  assert len(losses(root / 'one_longer')) == 10
+  np.testing.assert_allclose(losses(root / 'two_shards'), losses(root / 'one_longer'), rtol=1e-5)
 
 
 def test_preempted_killed_and_started_again_is_the_same_run(uninterrupted, root):
