@@ -194,6 +194,8 @@ def advise(advice: Callable[[], str]) -> None:
 def _end(text: str) -> NoReturn:
   print(f'prompt-tuning: {text}. This process ends too. {_job.advice()}', file=sys.stderr, flush=True)
   sys.stdout.flush()
+  if is_first():
+    time.sleep(1)  # without it jax would end the others, which are about to say the same
   os._exit(1)  # from any thread, and without jax's farewell, which waits for those who are gone
 
 
@@ -207,7 +209,6 @@ def fail(text: str) -> None:
   """Tells the other processes what went wrong in this one and ends it; alone, it does nothing."""
   if several():
     _job.connection.fail(text)
-    time.sleep(0.5)
     sys.stdout.flush()
     os._exit(1)
 

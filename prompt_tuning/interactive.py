@@ -162,9 +162,10 @@ class PromptedModel:
         lengths['targets'] = model.readout.length
       convert = features.Converter(
           lengths, model.place, model.placed, self._loaded.config.vocab_size, self._layout, label=label)
-      batch = self._loaded.partitioner.place_batch(convert(some, self._rows(len(some))))
+      batch = convert(some, self._rows(len(some)))
       numbers = np.resize(chosen, self._rows(len(some)))
-      columns = [np.asarray(x) for x in (batch['encoder_input_tokens'], *run(batch, numbers))]
+      found = run(self._loaded.partitioner.place_batch(batch), numbers)
+      columns = [np.asarray(x) for x in (batch['encoder_input_tokens'], *found)]
       for row, i in enumerate(chosen):
         rows[i] = tuple(column[row] for column in columns)
     return rows
