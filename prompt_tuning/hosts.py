@@ -192,7 +192,8 @@ def advise(advice: Callable[[], str]) -> None:
 
 
 def _end(text: str) -> NoReturn:
-  print(f'prompt-tuning: {text}. This process ends too. {_job.advice()}', file=sys.stderr, flush=True)
+  stop = '' if text.endswith(('.', '?', '!')) else '.'
+  print(f'prompt-tuning: {text}{stop} This process ends too. {_job.advice()}', file=sys.stderr, flush=True)
   sys.stdout.flush()
   if is_first():
     time.sleep(1)  # without it jax would end the others, which are about to say the same
