@@ -134,6 +134,7 @@ def train(
     restored = pretrained.restored(state.opt_state, trainable, initial_checkpoint_path, loaded.config, first_step)
     state = state._replace(opt_state=partitioner.replicate(restored))
   start = int(state.step)
+  hosts.agree(lambda: {'the step to go on from': str(start)})
   if start >= end and (root / 'summary.json').exists():
     tell(f'{model_dir} has its steps up to {end} already; raise TRAIN_STEPS to go on')
     checkpoints.close()

@@ -122,6 +122,7 @@ def train(
     state, before = step_lib.TrainState(**resumed.state), resumed.about
     tell(f'resuming {model_dir} at step {resumed.step}')
   start = int(state.step)
+  hosts.agree(lambda: {'the step to go on from': str(start)})
   if start >= train_steps and (root / 'summary.json').exists():
     tell(f'{model_dir} has its {train_steps} steps already; raise TRAIN_STEPS to go on')
     checkpoints.close()
