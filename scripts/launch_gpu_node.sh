@@ -22,8 +22,8 @@ for ((try = 0; ; try++)); do
   prompt-tuning "$@" &
   job=$!
   until wait "$job" && code=0 || code=$?; ! kill -0 "$job" 2>/dev/null; do :; done  # a signal ends wait, not the job
-  if [ $code -le 128 ] || [ $stopped = 1 ] || [ $try -ge "${RETRIES:-3}" ]; then
-    exit $code
+  if [ "$code" -le 128 ] || [ $stopped = 1 ] || [ $try -ge "${RETRIES:-3}" ]; then
+    exit "$code"
   fi
   echo "launch_gpu_node.sh: killed by signal $((code - 128)); starting again ($((try + 1)) of ${RETRIES:-3})" >&2
 done

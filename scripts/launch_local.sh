@@ -42,14 +42,14 @@ while [ ${#pids[@]} -gt 0 ]; do
     kill -0 "${pids[$i]}" 2>/dev/null && continue
     wait "${pids[$i]}" && status=0 || status=$?
     unset "pids[$i]"
-    if [ $status != 0 ] && [ $code = 0 ]; then
+    if [ "$status" != 0 ] && [ "$code" = 0 ]; then
       code=$status
       until=$((SECONDS + ${GRACE:-30}))
       echo "launch_local.sh: process $i ended with code $status" >&2
     fi
   done
-  if [ $code != 0 ] && [ $SECONDS -ge $until ] && [ ${#pids[@]} -gt 0 ]; then
+  if [ "$code" != 0 ] && [ $SECONDS -ge $until ] && [ ${#pids[@]} -gt 0 ]; then
     kill -KILL "${pids[@]}" 2>/dev/null || true
   fi
 done
-exit $code
+exit "$code"
