@@ -78,11 +78,12 @@ class Partitioner:
     rules = (*own, *standard_rules(activation_partitioning_dims, parameter_partitioning_dims))
     self.rules = tuple(sorted(rules, key=lambda rule: rule[0] != 'batch'))  # rows stay where they are, whatever follows
     shape = together // num_partitions, num_partitions
+    create, more = mesh_utils.create_device_mesh, ()
     if slices > 1:
-      grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices, allow_split_physical_axes=True)
-      self.mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 2)
-    else:
-      self.mesh: Mesh = jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+      create, more = mesh_utils.create_hybrid_device_mesh, ((slices, 1),)
+    # As `jax.make_mesh`, which refuses axes that are no product of the sides of a torus: 8 of 4 x 4 x 4.
+    grid = create(shape, *more, devices=devices, allow_split_physical_axes=True)
+    self.mesh: Mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 2)
 
   @functools.cached_property
   def replicated(self) -> NamedSharding:

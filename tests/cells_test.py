@@ -86,7 +86,8 @@ def test_cell(model, method, tmp_path):
   partitioner = partitioning.Partitioner(2)
   spread = jax.tree.map(jax.device_put, frozen, partitioner.shardings(prompted.abstract_frozen()))
   optimizer = optim.adamw(max_grad_norm=1.0)(optim.constant(1e-2))
-  run = step.make_train_step(prompted, optimizer, losses.compute, dropout_seed=None)
+  laid_out = dataclasses.replace(prompted, constraints=partitioner.constraints)
+  run = step.make_train_step(laid_out, optimizer, losses.compute, dropout_seed=None)
   state = partitioner.replicate(step.init_state(jax.tree.map(jnp.copy, trainable), optimizer))
   state, metrics = run(state, spread, partitioner.place_batch(batch))
   for path, change in trees.flatten(jax.tree.map(lambda x, y: np.abs(x - y).max(), state.trainable, trainable)).items():

@@ -1,5 +1,6 @@
 """What is true of every method, on every backbone: functions that the tests of the methods call."""
 
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -102,7 +103,8 @@ def check_sharded(size, method):
   partitioner = partitioning.Partitioner(2)
   shards = partitioner.shardings(model.abstract_frozen())
   spread = jax.tree.map(jax.device_put, frozen, shards)
-  found = jitted(model)(partitioner.replicate(trainable), spread, partitioner.place_batch(batch))
+  laid_out = dataclasses.replace(model, constraints=partitioner.constraints)
+  found = jitted(laid_out)(partitioner.replicate(trainable), spread, partitioner.place_batch(batch))
   np.testing.assert_allclose(found, jitted(model)(trainable, frozen, batch), rtol=0, atol=2e-5)
 
 

@@ -40,6 +40,7 @@ def train(num_devices=1, num_partitions=1, dropout_rate=0.0, microbatches=1, ste
   """Metrics of `steps` steps, a list of dicts, and the prompt after them."""
   model, frozen, trainable = build(dropout_rate)
   partitioner = Partitioner(num_partitions, devices=jax.devices()[:num_devices])
+  model = dataclasses.replace(model, constraints=partitioner.constraints)
   frozen = jax.device_put(frozen, partitioner.shardings(model.abstract_frozen()))
   state = partitioner.replicate(step.init_state(trainable, OPTIMIZER))
   run = step.make_train_step(
