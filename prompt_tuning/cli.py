@@ -33,6 +33,7 @@ PLAIN = {  # functions of the command line, which give the exit code
     'score': ('prompt_tuning.score:score', 'metrics of outputs against references'),
     'tasks': ('prompt_tuning.tasks.catalogue:catalogue', 'list tasks, their sizes, lengths and licences'),
     'import-data': ('prompt_tuning.tasks.import_data:import_data', 'raw files into the form that tasks read'),
+    'plan': ('prompt_tuning.plan.command:plan', 'memory, speed and fit of a job on devices that are not here'),
     'reproduce': ('prompt_tuning.reproduce.command:reproduce', 'run the table of a paper'),
 }
 

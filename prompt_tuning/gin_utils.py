@@ -1,7 +1,8 @@
 """gin for the entry points: T5X's flags, search paths through the package, and errors that say what to do."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import copy
 import difflib
 import os
 import pathlib
@@ -69,12 +70,14 @@ def _literal(value: str) -> str:
   return value
 
 
-def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str, strict: bool = True) -> None:
+def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str, strict: bool = True,
+          stand_ins: Mapping[str, object] | None = None) -> None:
   """Reads gin files and bindings into gin's global configuration.
 
   Args:
     files, bindings, search_paths: as of the flags.
     strict: a binding of a macro that nothing uses is an error.
+    stand_ins: values of required macros that are not given, for those who do not need them.
 
   Raises:
     ConfigError: a missing file, an unknown name (with near ones) or a macro without a value.
@@ -100,6 +103,9 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: str, stri
       gin.parse_config([*header, binding])
     except (ValueError, AttributeError, NameError, SyntaxError, ImportError) as error:
       raise ConfigError(f'{binding}: {error}{_near(str(error))}') from error
+  for name, value in (stand_ins or {}).items():
+    if repr(macros().get(name)) == '%gin.REQUIRED':
+      gin.bind_parameter(f'{name}/gin.macro.value', value)
   _check_macros(bindings if strict else ())
   gin.finalize()
 
@@ -120,6 +126,33 @@ def text(files: Sequence[str], bindings: Sequence[str], strict: bool = False) ->
   gin.clear_config()
   parse(files, bindings, '', strict)
   return re.sub(r'(?m)^# =+$', '# ' + '=' * 78, gin.config_str(max_line_length=10**6))  # lines are never broken
+
+
+def read(files: Sequence[str], bindings: Sequence[str], search_paths: str, stand_ins: Mapping[str, object]) -> None:
+  """`parse` in place of what was read before."""
+  gin.clear_config()
+  parse(files, bindings, search_paths, stand_ins=stand_ins)
+
+
+def shown() -> str:
+  """The configuration as gin shows it."""
+  return gin.config_str()
+
+
+def sets(selector: str) -> bool:
+  """Whether the configuration sets something of the function `selector`, such as 'loop.train'."""
+  return any(name.endswith(f'.{selector}') for _, name in gin.config._CONFIG)
+
+
+def settings(selector: str, more: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
+  """What a function would be called with, references made into what they stand for.
+
+  Args:
+    more: parameter -> further arguments of what it refers to, {'partitioner': {'devices': ...}}.
+  """
+  found = gin.get_bindings(selector, resolve_references=False)
+  return {name: value.scoped_configurable_fn(**more[name]) if name in more else copy.deepcopy(value)
+          for name, value in found.items()}
 
 
 def configured(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,24 +86,52 @@ class _Computation:
   root: _Instruction
 
 
-def collectives(hlo_text: str) -> list[Collective]:
+def collectives(hlo_text: str, unknown: int | None = None) -> list[Collective]:
   """The collectives of a program, in order; one that goes nowhere (groups of one device) is none.
 
   Both branches of a condition are counted. Of an operation in two parts (`-start` and `-done`, and the TPU
   compiler's fusions of a collective with what is computed meanwhile) the first part is counted.
 
+  Args:
+    unknown: how often a loop runs of which this is not known, so that what it holds has `times` all the same.
+
   Raises:
     ValueError: the text has no entry computation, or an unknown form of a collective.
   """
-  computations, entry = _parse(hlo_text)
+  computations, entry = parse(hlo_text)
   if entry is None:
     raise ValueError('No ENTRY computation in the HLO text; expected what compiled.as_text() returns.')
   devices = re.search(r'\b(?:num_partitions|replica_count)=([2-9]|\d\d+)\b', hlo_text.partition('\n')[0])
   devices = int(devices[1]) if devices else 1
-  return list(_walk(computations, entry, 1, devices, set()))
+  return list(_walk(computations, entry, 1, devices, set(), unknown))
 
 
-def _walk(computations, name: str, times: int | None, devices: int, chains: set[str]) -> Iterator[Collective]:
+def executed(
+    computations: Mapping[str, _Computation], name: str, unknown: int,
+    times: int = 1) -> Iterator[tuple[_Computation, _Instruction, int]]:
+  """Every instruction that a computation of `parse` runs, with where it stands and how often it runs.
+
+  What is inside a fusion is not told apart from it. Both branches of a condition are counted.
+
+  Args:
+    unknown: how often a loop runs of which this is not known.
+  """
+  for one in computations[name].instructions.values():
+    yield computations[name], one, times
+    if one.opcode in ('while', 'call', 'conditional'):
+      trips = _trip_count(computations, name, one) if one.opcode == 'while' else 1
+      for role, called in _called(one, computations):
+        again = times * (unknown if trips is None else trips) + (role == 'condition') * times
+        yield from executed(computations, called, unknown, again)
+
+
+def fused(one: _Instruction, computations: Mapping[str, _Computation]) -> _Computation | None:
+  """What a fusion does, if that is what the instruction is."""
+  return next((computations[name] for _, name in _called(one, computations)), None) if one.opcode == 'fusion' else None
+
+
+def _walk(computations, name: str, times: int | None, devices: int, chains: set[str],
+          unknown: int | None) -> Iterator[Collective]:
   """Collectives of a computation run `times` times; `chains`: parts already counted, of those in fusions."""
   own = set()
   for one in computations[name].instructions.values():
@@ -123,8 +151,9 @@ def _walk(computations, name: str, times: int | None, devices: int, chains: set[
         again = times
         if role in ('body', 'condition'):
           trips = _trip_count(computations, name, one)
+          trips = unknown if trips is None else trips
           again = None if trips is None or times is None else times * (trips + (role == 'condition'))
-        yield from _walk(computations, called, again, devices, chains if one.opcode == 'fusion' else own)
+        yield from _walk(computations, called, again, devices, chains if one.opcode == 'fusion' else own, unknown)
 
 
 def _called(one: _Instruction, computations) -> Iterator[tuple[str, str]]:
@@ -138,10 +167,10 @@ def _payload(one: _Instruction, kind: str, groups: Sequence[Sequence[int]]) -> i
   shape = one.shape
   if one.opcode.endswith('-start') and kind != 'all-reduce' and shape.startswith('('):
     shape = _parts(shape[1:-1])[1]  # (what goes in, what comes out, ...)
-  return _nbytes(shape) * (len(groups[0]) if one.opcode.startswith('reduce-scatter') else 1)
+  return nbytes(shape) * (len(groups[0]) if one.opcode.startswith('reduce-scatter') else 1)
 
 
-def _nbytes(shape: str) -> int:
+def nbytes(shape: str) -> int:
   """Of 'f32[2,3]{1,0}' or a tuple of such: 24."""
   size = 0
   for dtype, dims in re.findall(r'\b([a-z]\w*)\[([\d,<=]*)\]', re.sub(r'\{[^{}]*\}', '', shape)):
@@ -224,7 +253,7 @@ def _constant(computation: _Computation, name: str, index: int | None = None) ->
   return int(one.inside) if one is not None and one.opcode == 'constant' and one.inside.isdigit() else None
 
 
-def _parse(text: str) -> tuple[dict[str, _Computation], str | None]:
+def parse(text: str) -> tuple[dict[str, _Computation], str | None]:
   """Computations by name, and the name of the entry."""
   computations, entry, name = {}, None, None
   for line in text.splitlines():
