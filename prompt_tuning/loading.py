@@ -158,6 +158,8 @@ def abstract(path: str | None, method: Method, backbone: Backbone, partitioner: 
   if not here and backbone.size is None:
     raise ValueError(f'INITIAL_CHECKPOINT_PATH={path!r} cannot be looked into from here, so MODEL_SIZE must say what '
                      f'it is: one of {", ".join(config_lib.SIZES)}.')
+  if not here and backbone.tokenizer is None and isinstance(backbone.readout, readouts.Verbalizer):
+    backbone = dataclasses.replace(backbone, readout=backbone.readout.clone(seed=0))  # any words will do
   return _described(path, base_checkpoints.open_base(path) if here else None, method, backbone, partitioner)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import os
 import re
 import time
 
@@ -59,7 +58,7 @@ def compile_program(program: Program, platform: str, quick: bool = False) -> Com
     if needed is None:
       raise
     return Compiled(peak=needed, seconds=time.monotonic() - began, cpu_seconds=time.process_time() - cpu,
-                    exceeded=_sentence(str(error)))
+                    exceeded=str(error).partition('RESOURCE_EXHAUSTED: ')[2].splitlines()[0])
   seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
   memory, text = compiled.memory_analysis(), compiled.as_text()
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -72,16 +71,7 @@ def compile_program(program: Program, platform: str, quick: bool = False) -> Com
 
 def out_of_memory(message: str) -> int | None:
   """The bytes that a TPU's compiler says it would need, where it says that they are too many; None: another error."""
-  found = re.search(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm', message)
+  found = re.search(r'(?:Used |HLO temporaries \()([\d.]+)([KMGT]?)', message)
   if 'RESOURCE_EXHAUSTED' not in message or not found:
     return None
   return round(float(found[1]) * _UNITS[found[2]])
-
-
-def _sentence(message: str) -> str:
-  return re.search(r'Used [^\n]*?hbm\.', message)[0]
-
-
-def threads() -> int:
-  """CPUs that this process may compile with."""
-  return len(os.sched_getaffinity(0))
