@@ -73,8 +73,10 @@ def rows() -> Iterator[Row]:
       yield Row('recipes', name, LESTER, {**macros, 'NUM_PARTITIONS': partitions}, on)
   for on, batch in {'h100:8': 80, 'v5e:16x16': 256, 'v4:4x4x8': 128, 'v5p:4x4x4': 64}.items():
     yield Row('recipes', 'GPT-2 XL prefix', E2E, {'MODEL_SIZE': 'gpt2_xl', 'BATCH_SIZE': batch}, on)
-  for more in ({}, {'REMAT': 'dots'}, {'REMAT': 'full'}, {'MICROBATCHES': 4}):
+  for more in ({}, {'REMAT': 'dots'}, {'MICROBATCHES': 8}):
     yield Row('one', 'T5 XXL prompt', LESTER, {'MODEL_SIZE': 't5_1_1_xxl', **bf16, **more}, 'h100:1', ('train',))
+  for more in ({}, {'PARAMETER_DTYPE': 'int8'}):
+    yield Row('one', 'xxl_one_gpu.gin', (*LESTER, 'papers/lester2021/xxl_one_gpu.gin'), more, 'h100:1')
   yield from _sizes(bf16)
 
 

@@ -66,6 +66,9 @@ MAY_IMPORT = {  # room -> the rooms it may import, besides itself
     'checkpoints': ('types', 'trees', 'quantized', 'backbones.config'),
     'loading': ('types', 'trees', 'quantized', 'backbones', 'checkpoints', 'methods', 'partitioning', 'progress',
                 'prompted', 'tokenizer'),
+    # No data are read: what a job's configuration imports of them is imported by gin.
+    'plan': ('types', 'trees', 'backbones', 'methods', 'decoding', 'prompted', 'features', 'partitioning', 'loading',
+             'hlo', 'gin_utils', 'reproduce.cost', 'train.step', 'train.losses', 'train.writers'),
     'analysis': ('types', 'trees', 'quantized', 'backbones', 'methods', 'checkpoints', 'decoding', 'prompted',
                  'features', 'tokenizer', 'partitioning', 'loading'),
 }
