@@ -8,7 +8,7 @@ import time
 import jax
 
 from prompt_tuning import hlo
-from prompt_tuning.plan.programs import Program
+from prompt_tuning.plan.programs import Program, bytes_per_device
 from prompt_tuning.plan.targets import COMPILER_OPTIONS
 from prompt_tuning.plan.traffic import traffic
 
@@ -57,6 +57,8 @@ def compile_program(program: Program, platform: str, quick: bool = False) -> Com
     needed = out_of_memory(str(error))
     if needed is None:
       raise
+    if 'HLO temporaries' in str(error):
+      needed += sum(map(bytes_per_device, program.parts.values()))
     return Compiled(peak=needed, seconds=time.monotonic() - began, cpu_seconds=time.process_time() - cpu,
                     exceeded=str(error).partition('RESOURCE_EXHAUSTED: ')[2].splitlines()[0])
   seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu

@@ -124,4 +124,7 @@ def text(plan: Plan) -> str:
   compiler = {'tpu': 'the TPU compiler', 'gpu': "the GPU compiler, without choosing kernels by timing them",
               'cpu': 'simulated devices; peaks are measured on this machine and shared equally'}[kind]
   head = f'{plan.job} on {plan.target} (mesh {mesh}), activations {plan.dtype}, jax {jax.__version__}: {compiler}'
-  return '\n\n'.join([head, *(table.of_program(found, plan.target.count) for found in plan.programs)])
+  parts = [head, *(table.of_program(found, plan.target.count) for found in plan.programs)]
+  if kind == 'gpu' and plan.fits and max(found.peak for found in plan.programs) > 0.75 * plan.target.device.memory:
+    parts.append('JAX takes three quarters of a GPU at its start: launch with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95')
+  return '\n\n'.join(parts)
