@@ -276,7 +276,8 @@ def _instruction(name: str, text: str) -> _Instruction:
   opening = text.index('(')
   closing = _closing(text, opening)
   inside = text[opening + 1:closing - 1]
-  operands = tuple(part.split()[-1].lstrip('%') for part in _parts(inside) if part)
+  uncommented = re.sub(r'/\*.*?\*/', '', inside)  # /*index=5*/
+  operands = tuple(part.split()[-1].lstrip('%') for part in _parts(uncommented) if part)
   return _Instruction(name, shape, text[:opening], operands, inside, text[closing:])
 
 

@@ -5,6 +5,7 @@ its fast memory on the chip costs nothing. An instruction reads its operands and
 updated in place, the slice counts.
 """
 
+import math
 import re
 
 from prompt_tuning import hlo
@@ -39,42 +40,46 @@ def _bytes(one, where, computations) -> int:
   inside = hlo.fused(one, computations)
   if inside is None:
     return _size(one.shape) + sum(map(_size, operands))
-  return _fusion(inside, one.shape, operands)
-
-
-def _fusion(inside, result: str, operands: list[str]) -> int:
-  """Of a fusion: its operands as far as they are used, and its result as far as it is written."""
-  total = _written(inside, result)
-  for one in inside.instructions.values():
-    if one.opcode == 'parameter' and (number := int(one.inside)) < len(operands):
-      total += min(_size(operands[number]), _used(inside, one.name) if _size(operands[number]) else 0)
+  total = _written(inside, one.shape)
+  for number, operand in enumerate(map(_size, operands)):
+    total += min(operand, _used(inside, number, computations)) if operand else 0
   return total
 
 
-def _used(inside, name: str) -> float:
-  """Bytes of a parameter that a fusion reads: slices of it if it does nothing else with it."""
+def _used(inside, number: int, computations) -> float:
+  """Bytes that a fusion reads of a parameter: slices of it if it does nothing else with it."""
+  names = {one.name for one in inside.instructions.values() if one.opcode == 'parameter' and int(one.inside) == number}
   total = 0.0
-  for one in inside.instructions.values():
-    if name not in one.operands:
-      continue
-    if one.opcode in _SLICES and one.operands[0] == name:
-      total += _size(one.shape, everywhere=True)
-    elif one.opcode == 'dynamic-update-slice' and one.operands[0] == name:
-      pass  # in place
-    elif one.opcode == 'bitcast':
-      total += _used(inside, one.name)
-    else:
-      return float('inf')
+  for one in inside.instructions.values():  # in the order in which they are computed
+    for place, name in enumerate(one.operands):
+      if name not in names:
+        continue
+      if one.opcode == 'bitcast':
+        names.add(one.name)
+      elif one.opcode in _SLICES and place == 0:
+        total += _size(one.shape, everywhere=True)
+      elif nested := hlo.fused(one, computations):
+        total += _used(nested, place, computations)
+      elif one.opcode != 'dynamic-update-slice' or place != 0:  # which is done in place
+        return math.inf
   return total
 
 
 def _written(inside, result: str) -> int:
-  root = inside.root
-  while root.opcode == 'bitcast':
-    root = inside.instructions[root.operands[0]]
-  if root.opcode == 'dynamic-update-slice':
-    return _size(inside.instructions[root.operands[1]].shape, everywhere=True)
-  return _size(result)
+  """Bytes that a fusion writes: of what is updated in place, the update."""
+  results, roots = [result], [inside.root]
+  if inside.root.opcode == 'tuple':
+    results = [''.join(array) for array in _SHAPE.findall(result)]
+    roots = [inside.instructions[name] for name in inside.root.operands]
+  total = 0
+  for shape, root in zip(results, roots, strict=True):
+    while root.opcode == 'bitcast':
+      root = inside.instructions[root.operands[0]]
+    if root.opcode == 'dynamic-update-slice' and _size(shape):
+      total += _size(inside.instructions[root.operands[1]].shape, everywhere=True)
+    else:
+      total += _size(shape)
+  return total
 
 
 def _size(shape: str, everywhere: bool = False) -> int:
