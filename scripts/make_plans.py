@@ -97,12 +97,18 @@ def _sizes(bf16: Mapping[str, object]) -> Iterator[Row]:
       yield Row('sizes', size, files, {'MODEL_SIZE': size, **macros, **more}, on)
 
 
-def make(found: dict[str, dict], only: str, again: bool) -> None:
-  """Plans what is not there yet; each is written as soon as it is made."""
+def read() -> dict[str, dict]:
+  """What was planned before, by the rows' keys."""
+  path = DOCS / 'plans.json'
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def make(only: str, again: bool) -> None:
+  """Plans what is not there yet; each is written as soon as it is made, beside what others have made meanwhile."""
   for row in rows():
     for job in row.jobs:
       key = row.key(job)
-      if only not in key or (key in found and not again):
+      if only not in key or (key in read() and not again):
         continue
       target, began = devices.parse(row.on), time.monotonic()
       configuration = planner.Configuration(row.files, ())
@@ -110,8 +116,7 @@ def make(found: dict[str, dict], only: str, again: bool) -> None:
         plan = planner.planned(configuration, target, job, target.device, quick=True, macros=row.macros).json()
       except Exception as error:  # a compiler's: that is a result too
         plan = {'error': f'{type(error).__name__}: {str(error).splitlines()[0]}'}
-      found[key] = plan
-      writers.write_json(DOCS / 'plans.json', found)
+      writers.write_json(DOCS / 'plans.json', {**read(), key: plan})
       state = plan.get('error') or ', '.join(
           f'{one["program"]} {table.size(one["peak"])}{"" if one["fits"] else " TOO MUCH"}' for one in plan['programs'])
       print(f'{time.monotonic() - began:4.0f} s  {key}  {state}', file=sys.stderr, flush=True)
@@ -224,8 +229,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--again', action='store_true', help='also what is there already')
   parser.add_argument('--render', action='store_true', help='write the page of what is there, and plan nothing')
   flags = parser.parse_args(argv)
-  path = DOCS / 'plans.json'
-  found = json.loads(path.read_text()) if path.exists() else {}
   if not flags.render:
     for name in ('v5e:8', 'h100:8'):
       targets.check_installed(devices.parse(name))
@@ -233,9 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       env = {**targets.environment(devices.parse('v5e:8'), os.environ), INSIDE: '1'}
       return subprocess.run([sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)], env=env,
                             check=False).returncode
-    make(found, flags.only, flags.again)
+    make(flags.only, flags.again)
   known = {row.key(job) for row in rows() for job in row.jobs}
-  writers.write_lines(DOCS / 'plans.md', page({key: plan for key, plan in found.items() if key in known}).splitlines())
+  writers.write_lines(DOCS / 'plans.md', page({key: plan for key, plan in read().items() if key in known}).splitlines())
   return 0
 
 

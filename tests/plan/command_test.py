@@ -27,12 +27,12 @@ def test_a_plan(tmp_path, capfd):
 
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--devices=v9:4'], 'Kinds: v4, v5e'),
-    (['--devices=cpu:2', '--gin.BATCH_SIZ=6'], 'BATCH_SIZE')])
+    (['--gin.BATCH_SIZ=6'], 'BATCH_SIZ is set but nothing uses it. Did you mean BATCH_SIZE?')])
 def test_bad_flags(flags, message, capfd):
   assert cli.run('plan', [*FLAGS, '--dry_run', *flags]) == 1
-  error = capfd.readouterr().err
-  assert message in error
-  assert error.count('\n') == 1
+  *_, last = capfd.readouterr().err.splitlines()  # behind what importing TensorFlow may say
+  assert last.startswith('prompt-tuning plan: ')
+  assert message in last
 
 
 def test_dry_run_shows_the_configuration_with_what_a_plan_does_not_need_filled_in(capfd):

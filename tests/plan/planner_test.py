@@ -1,5 +1,6 @@
 """Plans of small models on simulated devices: memory, collectives, what is suggested, and what cannot be planned."""
 
+import dataclasses
 import json
 
 import gin
@@ -11,12 +12,12 @@ import pytest
 from prompt_tuning import params, trees
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.methods.prompt import Prompt
-from prompt_tuning.plan import compiling, devices, planner, programs
+from prompt_tuning.plan import compiling, devices, planner, programs, suggest
 from prompt_tuning.reproduce import cost
 
 TRAIN = ['models/t5.gin', 'methods/prompt.gin', 'runs/train.gin', 'papers/lester2021/recipe.gin']
 TINY = ["MODEL_SIZE = 't5_1_1_tiny'", "TASK_FEATURE_LENGTHS = {'inputs': 12, 'targets': 4}", 'PROMPT_LENGTH = 5',
-        'BATCH_SIZE = 16']
+        'BATCH_SIZE = 16', 'DROPOUT_RATE = 0.0']
 DEVICE = devices.Device('cpu', 2.0**30, {'float32': 1e10, 'bfloat16': 1e10}, 1e10, 1e9)
 CPUS = devices.parse('cpu:8')
 
@@ -28,12 +29,20 @@ def no_configuration():
   gin.clear_config()
 
 
-def planned(files=TRAIN, bindings=TINY, job=None, device=DEVICE) -> planner.Plan:
-  return planner.planned(planner.Configuration(files, bindings), CPUS, job, device)
+@pytest.fixture(scope='module')
+def training() -> planner.Plan:
+  return planner.planned(planner.Configuration(TRAIN, TINY), CPUS, None, DEVICE)
 
 
-def test_a_training():
-  plan = planned()
+def on(plan: planner.Plan, memory: float) -> planner.Plan:
+  """The plan on devices with another size of memory."""
+  one = plan.programs[0]
+  smaller = dataclasses.replace(one, usable=round(memory), fits=one.peak <= memory)
+  return dataclasses.replace(plan, programs=(smaller,))
+
+
+def test_a_training(training):
+  plan = training
   (step,) = plan.programs
   config = config_lib.from_size('t5_1_1_tiny')
   prompt = 4 * 5 * config.d_model
@@ -57,7 +66,7 @@ def test_a_training():
 
 
 def test_an_evaluation_of_what_is_trained():
-  plan = planned(job='eval')
+  plan = planner.planned(planner.Configuration(TRAIN, TINY), CPUS, 'eval', DEVICE)
   assert [one.program for one in plan.programs] == ['generate', 'score']
   generate, score = plan.programs
   config = config_lib.from_size('t5_1_1_tiny')
@@ -72,26 +81,31 @@ def test_an_evaluation_of_what_is_trained():
   assert text.count('fits in 1 GiB') == 2
 
 
-def test_what_does_not_fit_gets_settings_with_which_it_does():
-  plan = planned()
-  tight = devices.Device('cpu', 0.8 * plan.programs[0].peak, DEVICE.flops, 1e10, 1e9)
-  configuration = planner.Configuration(TRAIN, TINY)
-  plan = planner.planned(configuration, CPUS, None, tight)
+def test_what_does_not_fit_gets_settings_with_which_it_does(training, monkeypatch):
+  monkeypatch.setattr(planner, 'SUGGESTIONS', 1)
+  tight = dataclasses.replace(DEVICE, memory=0.8 * training.programs[0].peak)
+  plan = on(training, tight.memory)
   assert not plan.fits
   assert 'DOES NOT FIT' in planner.text(plan)
-  found = planner.suggestions(configuration, plan, tight)
-  assert found
-  for flags, peak in found:
-    assert peak <= tight.memory
-    bindings = [flag.removeprefix('--gin.').replace('=', ' = ') for flag in flags.split()]
-    macros = dict(binding.split(' = ') for binding in bindings)
-    macros = {name: int(x) if x.isdigit() else x for name, x in macros.items()}
-    assert planner.planned(configuration, CPUS, None, tight, macros=macros).programs[0].peak == peak
+  ((flags, peak),) = planner.suggestions(planner.Configuration(TRAIN, TINY), plan, tight)
+  assert peak <= tight.memory
+  assert all(flag.startswith('--gin.') for flag in flags.split())
 
 
-def test_nothing_is_suggested_where_nothing_helps():
-  plan = planned(device=devices.Device('cpu', 1e4, DEVICE.flops, 1e10, 1e9))
-  assert planner.suggestions(planner.Configuration(TRAIN, TINY), plan, DEVICE) == []
+def test_nothing_is_suggested_where_nothing_helps(training):
+  assert planner.suggestions(planner.Configuration(TRAIN, TINY), on(training, 1e4), DEVICE) == []
+
+
+def test_the_ladder_begins_with_what_costs_least():
+  macros = {'MICROBATCHES': 1, 'REMAT': 'none', 'PARAMETER_DTYPE': 'float32', 'ACTIVATION_DTYPE': 'float32',
+            'NUM_PARTITIONS': 1}
+  rungs = list(suggest.rungs('train', macros, rows=32, heads=12, devices=8))
+  assert rungs[0].flags() == '--gin.MICROBATCHES=2'
+  assert {rung.macros.get('NUM_PARTITIONS') for rung in rungs} == {None, 2, 4}  # 8 does not share 12 heads
+  assert {rung.macros.get('MICROBATCHES') for rung in rungs} == {None, 2, 4}  # of 4 examples a device
+  assert {rung.macros.get('PARAMETER_DTYPE') for rung in rungs} == {None, 'bfloat16', 'int8'}
+  smaller = list(suggest.rungs('eval', {'EVAL_BATCH_SIZE': 32}, rows=32, heads=12, devices=8))
+  assert [rung.macros for rung in smaller] == [{'EVAL_BATCH_SIZE': 16}, {'EVAL_BATCH_SIZE': 8}]
 
 
 @pytest.mark.parametrize(('files', 'bindings', 'job', 'message'), [
