@@ -193,7 +193,7 @@ class Prompted:
     config = self.backbone.config
     if not config.max_positions:
       return None
-    sites = jax.eval_shape(lambda: self.method.apply(trainable).sites)
+    sites = jax.eval_shape(lambda trainable: self.method.apply(trainable).sites, trainable)
     length = length if self.readout.length is None else self.readout.length
     taken = sites_lib.length(sites, 'decoder/attn_kv') + length if config.decoder_only else 0
     return config.max_positions - taken

@@ -126,5 +126,5 @@ def text(plan: Plan) -> str:
   head = f'{plan.job} on {plan.target} (mesh {mesh}), activations {plan.dtype}, jax {jax.__version__}: {compiler}'
   parts = [head, *(table.of_program(found, plan.target.count) for found in plan.programs)]
   if kind == 'gpu' and plan.fits and max(found.peak for found in plan.programs) > 0.75 * plan.target.device.memory:
-    parts.append('JAX takes three quarters of a GPU at its start: launch with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95')
+    parts.append('JAX takes three quarters of a GPU at its start: launch with XLA_CLIENT_MEM_FRACTION=.95')
   return '\n\n'.join(parts)

@@ -51,7 +51,8 @@ def rungs(job: str, macros: Mapping[str, object], rows: int, heads: int, devices
   recomputed = [Rung({'REMAT': name}, temporaries=share / REMAT[str(macros['REMAT'])]) for name, share in REMAT.items()
                 if job == 'train' and 'REMAT' in macros and share < REMAT[str(macros['REMAT'])]]
   split = [Rung({'NUM_PARTITIONS': n}, parameters=partitions / n, temporaries=1.2)
-           for n in (partitions * 2**i for i in range(1, DOUBLINGS + 1)) if devices % n == 0 and heads % n == 0]
+           for n in (partitions * 2**i for i in range(1, DOUBLINGS + 1))
+           if 'NUM_PARTITIONS' in macros and devices % n == 0 and heads % n == 0]
   if macros.get('PARAMETER_PARTITIONING_DIMS') == 1 and data > 1:
     split.insert(min(1, len(split)), Rung({'PARAMETER_PARTITIONING_DIMS': 2}, parameters=1 / data, temporaries=1.2))
   nothing = Rung({})

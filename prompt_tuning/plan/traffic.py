@@ -68,9 +68,9 @@ def _used(inside, number: int, computations) -> float:
 def _written(inside, result: str) -> int:
   """Bytes that a fusion writes: of what is updated in place, the update."""
   results, roots = [result], [inside.root]
-  if inside.root.opcode == 'tuple':
-    results = [''.join(array) for array in _SHAPE.findall(result)]
-    roots = [inside.instructions[name] for name in inside.root.operands]
+  arrays = [''.join(array) for array in _SHAPE.findall(result)]
+  if inside.root.opcode == 'tuple' and len(arrays) == len(inside.root.operands):  # not a tuple of tuples
+    results, roots = arrays, [inside.instructions[name] for name in inside.root.operands]
   total = 0
   for shape, root in zip(results, roots, strict=True):
     while root.opcode == 'bitcast':
