@@ -147,7 +147,7 @@ def _recipes(some: Sequence[Row], found: Mapping[str, dict], verdict: bool = Fal
             table.size(one['memory']['temporaries']) if not one['note'] else '', table.size(one['peak']),
             *([('yes' if one['fits'] else 'no')] if verdict else []),
             table.size(sum(sent for _, sent in one['collectives'].values())), table.duration(one['seconds']),
-            one['bound'], f'{one["examples_per_second"]:.3g}', f'{one["utilisation"]:.0%}'])
+            one['bound'], f'{one["examples_per_second"]:,.0f}', f'{one["utilisation"]:.0%}'])
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
@@ -192,8 +192,8 @@ which keeps its figures in `docs/plans.json`. One job is planned by `prompt-tuni
 - *frozen*, *temporaries*, *peak*: bytes of one device, by the compiler; *sent*: bytes that a device sends in a step
   or, of `generate`, in all steps up to the longest target, read from the compiled program.
 - *at least*, *examples/s*, *MFU*: a roofline. The longest of three times, each at the vendor's peak: the model's
-  matrix products, the memory traffic of the compiled program, and what is sent. No run is faster; how much slower it
-  is, a plan does not know.
+  matrix products, the memory traffic of the compiled program, and what is sent. A run is slower; by how much, a plan
+  does not know.
 - TPU programs are compiled with the least effort (`--quick`): with more, the compiler uses more of the memory that
   there is. GPU programs are compiled without choosing kernels by timing them, which takes the GPU. A train step of T5
   XXL took at most {slowest} s of CPU to compile.
