@@ -213,6 +213,19 @@ def test_probe():
     assert x['ratio'] == x['paired'] == x['cpu_ratio'] == 1.0
 
 
+def test_profile_step():
+  done = run('--row=tiny', script='profile_step.py')
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  assert text[0].startswith('tiny: ')
+  report = json.loads(last)
+  assert sum(report['shares'].values()) == pytest.approx(1)
+  assert text[1].split() == [f'{report["shares"][next(iter(report["shares"]))]:.1%}', next(iter(report['shares']))]
+  assert any('dot' in name or 'ynn' in name for name in report['shares'])
+  assert report['utilisation'] == pytest.approx(
+      report['flops_analytic'] / report['cpu_seconds'] / report['gemm_flops_per_cpu_second'])
+
+
 def test_gpu(tmp_path, monkeypatch):
   """On whatever there is, where neither of these is installed."""
   for package in ('tensorflow', 'seqio', 'gin', 'sentencepiece'):
