@@ -61,7 +61,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     hosts.finish()
     return code
   except Exception as error:
-    hosts.settle()
+    hosts.settle(error)
     if not ours(error):
       if hosts.several():
         traceback.print_exc()

@@ -14,6 +14,7 @@ from importlib import metadata
 import os
 import pathlib
 import signal
+import socket
 import sys
 import threading
 import time
@@ -158,18 +159,20 @@ def agree(facts: Callable[[], Mapping[str, str]]) -> None:
   if not several():
     return
   mine = dict(facts())
-  digests = gather({name: hashlib.sha256(text.encode()).hexdigest() for name, text in mine.items()})
-  differ = [i for i, digest in enumerate(digests) if digest != digests[0]]
+  digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in mine.items()}
+  everyone = gather([socket.gethostname(), digests])
+  differ = [i for i, (_, found) in enumerate(everyone) if found != everyone[0][1]]
   if not differ:
     return
   texts = gather(mine if _job.connection.index in (0, differ[0]) else None)
   pair = texts[0], texts[differ[0]]
   names = [name for name in sorted({*pair[0], *pair[1]}) if pair[0].get(name) != pair[1].get(name)]
-  more = f' (and so do processes {", ".join(map(str, differ[1:6]))})' if differ[1:] else ''
+  more = f' (and processes {", ".join(map(str, differ[1:6]))})' if differ[1:] else ''
   shown = [_diff(name, *(text.get(name, '') for text in pair)) for name in names]
-  raise DisagreementError(f'Process {differ[0]} differs from process 0 in {", ".join(names)}{more}. Start all with the '
-                          'same flags, files, data and versions (- process 0, + process '
-                          f'{differ[0]}):\n' + '\n'.join(shown))
+  raise DisagreementError(
+      f'Process {differ[0]} on {everyone[differ[0]][0]}{more} differs from process 0 on {everyone[0][0]} in '
+      f'{", ".join(names)}. Start all with the same flags, files, data and versions (- process 0, + process '
+      f'{differ[0]}):\n' + '\n'.join(shown))
 
 
 def _diff(name: str, one: str, other: str, limit: int = 20) -> str:
@@ -194,15 +197,22 @@ def advise(advice: Callable[[], str]) -> None:
 def _end(text: str) -> NoReturn:
   stop = '' if text.endswith(('.', '?', '!')) else '.'
   print(f'prompt-tuning: {text}{stop} This process ends too. {_job.advice()}', file=sys.stderr, flush=True)
+  _exit()
+
+
+def _exit() -> NoReturn:
+  """Ends this process from any thread, without jax's farewell, which waits for those who are gone."""
   sys.stdout.flush()
   if is_first():
-    time.sleep(1)  # without it jax would end the others, which are about to say the same
-  os._exit(1)  # from any thread, and without jax's farewell, which waits for those who are gone
+    time.sleep(1)  # the others are about to say why they end, and jax ends them when this one does
+  os._exit(1)
 
 
-def settle() -> None:
+def settle(error: Exception) -> None:
   """To be called before an error is told: where another process is gone, it is but a consequence, and this one ends."""
-  if several():
+  if isinstance(error, DisagreementError):
+    finish()  # all say it themselves
+  elif several():
     time.sleep(2)  # a lost connection is known in moments, and `_end` comes first
 
 
@@ -210,8 +220,7 @@ def fail(text: str) -> None:
   """Tells the other processes what went wrong in this one and ends it; alone, it does nothing."""
   if several():
     _job.connection.fail(text)
-    sys.stdout.flush()
-    os._exit(1)
+    _exit()
 
 
 def finish() -> None:

@@ -240,7 +240,9 @@ class Link:
 
   # --- The end.
   def fail(self, text: str) -> None:
-    """Tells the others that this process ends with an error."""
+    """Tells the others that this process ends with an error, if it has not taken leave."""
+    if self._closed.is_set():
+      return
     self._closed.set()
     for peer in self._peers.values():
       peer.send(failed=text)

@@ -238,7 +238,8 @@ def test_two_processes_with_jax_disagree_and_lose_each_other(dead):
   try:
     for process in processes:
       said = [process.stdout.readline() for _ in range(5)]
-      assert said[0].startswith('Process 1 differs from process 0 in configuration. Start all with the same flags')
+      host = socket.gethostname()
+      assert said[0].startswith(f'Process 1 on {host} differs from process 0 on {host} in configuration. Start all')
       assert said[1:] == ['configuration:\n', '  -B = 0\n', '  +B = 1\n', 'ready\n']
     processes[dead].send_signal(signal.SIGKILL)
     began = time.monotonic()
