@@ -63,6 +63,11 @@ SECTIONS = {
         quick=('--rows=small20,base100,small20_prefix,small20_p_tuning,small20_adapter,small20_bitfit,small20_full',
                '--steps=3'),
         peer=('--peer', '--peer_python={python}')),
+    'padding': Section(
+        'Padding, buckets and packing', 'Examples a second on the lengths of real data sets: all rows padded to 512 '
+        'tokens of text, in buckets, packed, and PEFT with dynamic padding; the same examples in each step. `padding` '
+        'is the share of the encoder\'s tokens, `shapes` and `build s` what is compiled once.', 'bench/padding.py',
+        quick=('--batches=1', '--rounds=2'), peer=('--peer', '--peer_python={python}')),
     'decode': Section(
         'Decoding', 'Tokens a second of GPT-2 small, greedy and with five beams, beside Hugging Face `generate`; '
         '`speed-up` is the peer\'s seconds over ours.', 'bench/decode.py', quick=('--rows=greedy8,beam1', '--turns=2'),
