@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _ATTENTION = 1000  # tokens of a row whose attention costs as much as all else of it
 _TARGET = 1.5  # what a target token costs in source tokens: a column of logits
 

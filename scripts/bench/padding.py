@@ -52,10 +52,10 @@ class Row:
 
 
 ROWS = {
-    'sst2': Row('sst2', 't5_1_1_small', B=32, S=512, P=20, T=8),
-    'rte': Row('rte', 't5_1_1_small', B=32, S=512, P=20, T=8),
-    'boolq': Row('boolq', 't5_1_1_small', B=32, S=512, P=20, T=8),
-    'boolq100': Row('boolq', 't5_1_1_small', B=32, S=512, P=100, T=8),
+    'sst2': Row('sst2', 't5_1_1_small', B=16, S=512, P=20, T=8),
+    'rte': Row('rte', 't5_1_1_small', B=16, S=512, P=20, T=8),
+    'boolq': Row('boolq', 't5_1_1_small', B=16, S=512, P=20, T=8),
+    'boolq100': Row('boolq', 't5_1_1_small', B=16, S=512, P=100, T=8),
     'tiny': Row('sst2', 't5_1_1_tiny', B=4, S=48, P=4, T=4),  # to try the script out
 }
 DEFAULT_ROWS = ('sst2', 'rte', 'boolq')
