@@ -18,7 +18,7 @@ atexit.register(shutil.rmtree, os.environ['XDG_CACHE_HOME'], ignore_errors=True)
 
 # Files of few tests that take minutes: begun first, or one process would be left alone with them at the end.
 LONG = ('multihost_test', 'interrupted_test', 'learns_test', 'command_test', 'bench_test', 'bench_driver_test',
-        'population_step_test', 'population_test', 'collectives_test', 'sharding_test')
+        'population_step_test', 'population_test', 'collectives_test', 'sharding_test', 'batching_run_test')
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,6 @@ from prompt_tuning import batching, features, trees
 from prompt_tuning.backbones import masks, roberta
 from prompt_tuning.methods import readouts
 from prompt_tuning.methods.adapter import Adapter
-from prompt_tuning.methods.infix import Infix
 from prompt_tuning.methods.prefix import Prefix
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.methods.together import Together
@@ -21,9 +20,8 @@ from tests.methods.prefix_test import base_of
 
 SIZES = {'t5': 't5_1_1_tiny', 'gpt2': 'gpt2_tiny', 'bart': 'bart_tiny', 'roberta': 'roberta_tiny'}
 LABELS = ('a', 'b')
-METHODS = {'all': Together(methods=(Prompt(length=3, initializer=None), Prefix(length=3, reparameterization=None),
-                                    Adapter(bottleneck=3))),
-           'infix': Infix(length=2, reparameterization=None)}
+METHOD = Together(methods=(Prompt(length=3, initializer=None), Prefix(length=3, reparameterization=None),
+                           Adapter(bottleneck=3)))
 LENGTHS = [(9, 2), (3, 4), (5, 1), (7, 3), (4, 2), (2, 1), (6, 5)]
 
 
@@ -41,13 +39,13 @@ def base(family):
   return model.backbone, frozen
 
 
-def prompted(family, method, readout=None):
+def prompted(family, readout=None):
   """(model, frozen, trainable), an encoder read by its mask tokens."""
   backbone, frozen = base(family)
   readout = readout or (readouts.Verbalizer(labels=LABELS, seed=0) if family == 'roberta' else readouts.TextToText())
-  model = Prompted(backbone, METHODS[method].bind(backbone.config, None), readout.bind(backbone.config, None))
+  model = Prompted(backbone, METHOD.bind(backbone.config, None), readout.bind(backbone.config, None))
   trainable = model.init(jax.random.key(0), base_of(model, frozen))
-  rng = np.random.default_rng(1)  # adapters and offsets begin as nothing
+  rng = np.random.default_rng(1)  # adapters begin as nothing
   return model, frozen, jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape, np.float32), trainable)
 
 
@@ -88,11 +86,10 @@ def assert_same(found, expected):
     assert np.abs(x).max() < 1e-4 * max(np.abs(flat[path]).max(), 1e-3 * norm(flat)), path  # the terms of some cancel
 
 
-@pytest.mark.parametrize(('family', 'method', 'readout'), [
-    *((family, 'all', None) for family in SIZES), ('gpt2', 'infix', None), ('roberta', 'all', 'head')])
-def test_packed_is_padded(family, method, readout):
+@pytest.mark.parametrize(('family', 'readout'), [*((family, None) for family in SIZES), ('roberta', 'head')])
+def test_packed_is_padded(family, readout):
   head = readouts.Head(labels=LABELS) if readout else None  # reads where a segment begins
-  model, frozen, trainable = prompted(family, method, head)
+  model, frozen, trainable = prompted(family, head)
   some = examples(model.backbone.config)
   packed, padded = (converter(model, how)(some) for how in (Long(), batching.Padded()))
   assert packed['encoder_segment_ids'].shape == (3, 44)
@@ -134,8 +131,8 @@ def test_a_packed_rows_targets_are_shifted_within_each_example():
 
 
 def test_examples_too_long_for_the_models_positions_are_found_though_rows_may_be_longer():
-  model, frozen, trainable = prompted('gpt2', 'infix')
+  model, frozen, trainable = prompted('gpt2')  # with a prefix of three
   most = model.backbone.config.max_positions
-  model.check_lengths(trainable, frozen, most - 4, 4)
+  model.check_lengths(trainable, frozen, most - 7, 4)
   with pytest.raises(ValueError, match=f'The model has {most} positions, but {most + 1} tokens are asked for'):
-    model.check_lengths(trainable, frozen, most - 3, 4)
+    model.check_lengths(trainable, frozen, most - 6, 4)
