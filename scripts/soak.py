@@ -1,9 +1,10 @@
 """Trains a tiny T5's prompt for many steps with a checkpoint every few, and measures whether memory grows.
 
-The resident memory of the process is sampled at each checkpoint, after a collection of Python's garbage. Its slope over
-the second half of the run, where caches are full, is fitted by least squares; its confidence is 95%, of the slopes of
-blocks of samples, which are not independent one by one. Prints it with the number of threads and open files, and a
-line of JSON; exits with 1 where the slope is above --limit with confidence.
+The resident memory of the process is sampled at each checkpoint, after a collection of Python's garbage: without the
+pages of files (libraries), which the system drops and reads again as it likes. Its slope over the second half of the
+run, where caches are full, is fitted by least squares; its confidence is 95%, of the slopes of blocks of samples, which
+are not independent one by one. Prints it with the number of threads and open files, and a line of JSON; exits with 1
+where the slope is above --limit with confidence.
 
   python scripts/soak.py --output=runs/soak
 """
@@ -26,8 +27,10 @@ BLOCKS = 5
 
 
 def resident() -> int:
-  """Bytes of this process that are in memory now (Linux)."""
-  return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  """Bytes of this process that are in memory now, or swapped out, and are no file's (Linux)."""
+  lines = pathlib.Path('/proc/self/status').read_text().splitlines()
+  found = {name: value for name, _, value in (line.partition(':') for line in lines)}
+  return 1024 * sum(int(found[name].split()[0]) for name in ('RssAnon', 'VmSwap'))
 
 
 def slope(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:

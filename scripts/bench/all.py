@@ -91,6 +91,9 @@ SECTIONS = {
     'startup': Section(
         'To the first step', 'A job\'s first start, and again with its programs compiled before.', 'bench/startup.py',
         quick=('--rows=small', '--turns=1')),
+    'plan_memory': Section(
+        'Memory, planned and measured', 'What `prompt-tuning plan` expects of a training step beside what a process '
+        'takes.', 'bench/plan_memory.py', quick=None),
     'soak': Section(
         'Memory over many steps', '2,000 steps of a tiny T5, a checkpoint every ten, an evaluation every hundred; the '
         'slope is fitted to the second half.', 'soak.py'),
