@@ -42,9 +42,11 @@ def member(size, dropout_rate, method, seed, rows=8):
 def together(members, dropout, partitioner=None, make=ADAFACTOR):
   """Metrics of each step and member, and the last trainables."""
   loaded, trainables, batches = zip(*members, strict=True)
+  partitioner = partitioner or models.one_device()
+  loaded = [dataclasses.replace(one, model=dataclasses.replace(one.model, constraints=partitioner.constraints))
+            for one in loaded]
   groups = population_step.groups(loaded, trainables, pad=not dropout)
   optimizers = [make(optim.constant(rate)) for rate in RATES]
-  partitioner = partitioner or models.one_device()
   state = partitioner.replicate(step.TrainState(
       np.zeros((), np.int32), tuple(trainables), tuple(o.init(t) for o, t in zip(optimizers, trainables, strict=True))))
   run = population_step.make(groups, optimizers, LOSS, range(len(members)) if dropout else None)
