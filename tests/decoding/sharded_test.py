@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning import decoding
+from prompt_tuning import decoding, hlo
 from tests import meshes
 
 LENGTH = 5
@@ -39,3 +39,8 @@ def test_decoding_is_that_of_one_device(size, mesh, decoder, scan):
   cache = lambda rows, heads: str([*layers, rows, heads, *slots]).replace(' ', '')
   assert cache(meshes.ROWS // axes['data'], meshes.HEADS // axes['model']) in text
   assert cache(meshes.ROWS, meshes.HEADS) not in text
+
+  # Each token gathers a layer at a time: the base is never whole in memory. Layers apart are gathered once, before.
+  gathered = {c.times for c in hlo.collectives(text) if c.kind == 'all-gather' and '/layers/' in c.origin
+              and 'decode_step' in c.origin}
+  assert gathered == (({None} if scan else {1}) if 'fsdp' in mesh else set())
