@@ -121,7 +121,7 @@ def scripted(monkeypatch, values):
 
 def test_each_keeps_its_best_and_stops_by_itself(tmp_path, monkeypatch):
   scripted(monkeypatch, [0.1, 0.9, 0.2, 0.5, 0.3, 0.4, 0.25])  # the second is asked no more
-  summary = train(tmp_path, steps=4, eval_period=1, eval_datasets=[EVAL], early_stopping_patience=2)
+  summary = train(tmp_path, steps=4, eval_period=1, eval_datasets=[EVAL], early_stopping_patience=2, keep=1)
   first, second = summary['members']
   assert (first['best_step'], first['stopped'], second['best_step'], second['stopped']) == (3, None, 1, 3)
   assert summary['step'] == 4
