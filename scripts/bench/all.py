@@ -95,8 +95,8 @@ SECTIONS = {
         'Memory, planned and measured', 'What `prompt-tuning plan` expects of a training step beside what a process '
         'takes.', 'bench/plan_memory.py', quick=None),
     'soak': Section(
-        'Memory over many steps', 'A tiny T5 with a checkpoint every ten steps, an evaluation every hundred; the slope is '
-        'fitted to the second half.', 'soak.py', quick=('--steps=1000',)),
+        'Memory over many steps', 'A tiny T5 with a checkpoint every ten steps, an evaluation every hundred; the '
+        'slope is fitted to the second half.', 'soak.py', quick=('--steps=1000',)),
     'interchange': Section(
         'Reading and converting models', 'Rates beside the disk\'s own, and memory.', 'bench/interchange.py',
         quick=None),
