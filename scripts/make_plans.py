@@ -108,7 +108,8 @@ def make(only: str, again: bool) -> None:
   for row in rows():
     for job in row.jobs:
       key = row.key(job)
-      if only not in key or (key in read() and not again):
+      done = 'error' not in read().get(key, {'error': ''})  # what failed is tried again
+      if only not in key or (done and not again):
         continue
       target, began = devices.parse(row.on), time.monotonic()
       configuration = planner.Configuration(row.files, ())

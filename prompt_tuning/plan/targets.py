@@ -61,6 +61,7 @@ def devices(target: Target) -> list[jax.Device]:
   try:
     if platform == 'tpu':
       more = {'chips_per_host_bounds': [1, 1, 1]} if target.count == 1 else {}
+      more |= {'chip_config_name': 'megacore'} if target.name == 'v4' else {}  # else a chip is two devices
       return topologies.get_topology_desc(f'{compiler}:{target.topology}', 'tpu', **more).devices
     return topologies.get_topology_desc(
         'gpu', 'cuda', topology=target.topology, target_config=compiler).devices
