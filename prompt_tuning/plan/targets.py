@@ -76,7 +76,7 @@ def peaks(target: Target) -> Device:
 
 def _measured(count: int) -> Device:
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  n = 2048
+  n = 1024
   x = jnp.ones((n, n))
   seconds = {dtype: _seconds(jax.jit(lambda x: x @ x), x.astype(dtype)) for dtype in ('float32', 'bfloat16')}
   copied = _seconds(jax.jit(lambda x: x + 1), jnp.ones(2**26 // 4 * 2))  # 128 MB, more than the caches
