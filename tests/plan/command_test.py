@@ -27,7 +27,7 @@ def test_a_plan(tmp_path, capfd):
 
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--devices=v9:4'], 'Kinds: v4, v5e'),
-    (['--gin.BATCH_SIZ=6'], 'BATCH_SIZ is set but nothing uses it. Did you mean BATCH_SIZE?')])
+    (['--gin.BATCH_SIZ=6'], 'BATCH_SIZ is set but nothing uses it. Did you mean BATCH_SIZE')])
 def test_bad_flags(flags, message, capfd):
   assert cli.run('plan', [*FLAGS, '--dry_run', *flags]) == 1
   *_, last = capfd.readouterr().err.splitlines()  # behind what importing TensorFlow may say
