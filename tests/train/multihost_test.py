@@ -58,7 +58,7 @@ def processes(arguments) -> list[subprocess.Popen]:
 def finish(both) -> list[tuple[int, str]]:
   """(exit code, stderr) of each."""
   try:
-    return [(process.returncode, err) for process in both for _, err in [process.communicate(timeout=400)]]
+    return [(process.returncode, err) for process in both for _, err in [process.communicate(timeout=900)]]
   finally:
     for process in both:
       process.kill()
@@ -80,7 +80,7 @@ def losses(folder) -> list[float]:
 
 
 def wait_for(both, folder, step):
-  until = time.monotonic() + 400
+  until = time.monotonic() + 900
   while len(losses(folder)) < step:
     assert all(process.poll() is None for process in both), [process.communicate() for process in both]
     assert time.monotonic() < until, 'no progress'
