@@ -11,6 +11,7 @@ import pytest
 
 from prompt_tuning import decoding, loading, quantized, trees
 from prompt_tuning.analysis import prune_base, selectivity
+from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.methods.bias import Bias
 from prompt_tuning.methods.full import Full
 from prompt_tuning.methods.prompt import Prompt
@@ -132,18 +133,19 @@ def test_a_random_base_is_quantised_too():
   np.testing.assert_array_equal(found['position_embedder/embedding'], exact['position_embedder/embedding'])
 
 
-def test_a_layer_at_a_time_is_dequantised():
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_a_layer_at_a_time_is_dequantised(remat):
   """What a step holds besides its parameters does not grow with the layers by matrices."""
-  config = dataclasses.replace(models.TINY, encoder_layers=8, decoder_layers=1, d_ff=1024)
-  model = Prompted(loading.BACKBONES['t5'](config, remat='full'), Prompt(length=3))
+  config = dataclasses.replace(config_lib.from_size('gpt2_tiny'), vocab_size=models.VOCAB, decoder_layers=8, d_ff=2048)
+  model = Prompted(loading.BACKBONES['gpt2'](config, remat=remat), Prompt(length=3))
   boxed, temporary = model.abstract_frozen(), {}
   trainable = {'prompt': {'embedding': jax.ShapeDtypeStruct((3, config.d_model), jnp.float32)}}
-  batch = jax.eval_shape(lambda: models.tiny_batch(prompt=3))
+  batch = jax.eval_shape(lambda: models.tiny_batch(prompt=3, config=config))
   total = lambda trainable, frozen, batch: losses.compute(model.logits(trainable, frozen, batch), batch).total
   for name, shapes in (('float32', boxed), ('int8', quantized.abstract(boxed))):
     compiled = jax.jit(jax.grad(total)).lower(trainable, nn.meta.unbox(shapes), batch).compile()
     temporary[name] = compiled.memory_analysis().temp_size_in_bytes
-  layer = 4 * 3 * config.d_model * config.d_ff  # of a feed-forward block, float32
+  layer = 4 * 2 * config.d_model * config.d_ff  # of a feed-forward block, float32
   assert temporary['int8'] < temporary['float32'] + 2 * layer
 
 

@@ -48,6 +48,15 @@ def times_transposed(x: Array, w: Array) -> Array:
   return jnp.moveaxis(jax.lax.dot_general(w, x, (((1,), (x.ndim - 1,)), ((), ()))), 0, -1)
 
 
+def times(x: Array, w: Array) -> Array:
+  """x [..., in] times w [in, out] in the type of x. A w of another type is converted again for the backward pass.
+
+  Else a scanned stack would keep the converted weights of all its layers.
+  """
+  product = lambda x, w: jnp.dot(x, w.astype(x.dtype))
+  return product(x, w) if w.dtype == x.dtype else jax.checkpoint(product)(x, w)
+
+
 class Dense(nn.Module):
   """`x @ kernel (+ bias)`: [..., in] -> [..., features]. The kernel may be quantised."""
 
@@ -63,7 +72,7 @@ class Dense(nn.Module):
       y = times_transposed(x.astype(self.dtype), self.get_variable('params', 'transposed').astype(self.dtype))
     else:
       kernel = param(self, 'kernel', self.init, (x.shape[-1], self.features), self.axes)
-      y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+      y = times(x.astype(self.dtype), kernel)
     y = quantized.rescaled(self, 'kernel', y)
     if self.use_bias:
       y += param(self, 'bias', nn.initializers.zeros, (self.features,), self.axes[1:]).astype(self.dtype)
