@@ -38,7 +38,7 @@ class Section:
     title, about: of the page; `about` says what the columns do not.
     script: in scripts.
     flags, quick: what it is run with, in full and in `--quick`; None: not in that.
-    peer: flags to measure a peer too; {python} is its interpreter.
+    peer: flags to measure a peer too; {python} is its interpreter, {dtypes} what this processor has instructions for.
   """
 
   title: str
@@ -50,7 +50,8 @@ class Section:
 
   def command(self, quick: bool, peer_python: str | None) -> list[str]:
     """Its arguments behind the interpreter."""
-    peer = [flag.format(python=peer_python) for flag in self.peer] if peer_python else []
+    dtypes = 'float32,bfloat16' if cpu()['bfloat16'] else 'float32'  # emulated, it takes minutes a step
+    peer = [flag.format(python=peer_python, dtypes=dtypes) for flag in self.peer] if peer_python else []
     return [str(pathlib.PurePath('scripts', self.script)), *((self.quick or ()) if quick else self.flags), *peer]
 
 
@@ -62,12 +63,12 @@ SECTIONS = {
         flags=('--rows=small20,small100,base100,small20_prefix,small20_p_tuning,small20_adapter,small20_bitfit,small20_full',),
         quick=('--rows=small20,base100,small20_prefix,small20_p_tuning,small20_adapter,small20_bitfit,small20_full',
                '--steps=3'),
-        peer=('--peer', '--peer_python={python}')),
+        peer=('--peer={dtypes}', '--peer_python={python}')),
     'padding': Section(
         'Padding, buckets and packing', 'Examples a second on the lengths of real data sets: all rows padded to 512 '
         'tokens of text, in buckets, packed, and PEFT with dynamic padding; the same examples in each step. `padding` '
         'is the share of the encoder\'s tokens, `shapes` and `build s` what is compiled once.', 'bench/padding.py',
-        quick=('--batches=1', '--rounds=2'), peer=('--peer', '--peer_python={python}')),
+        quick=('--batches=1', '--rounds=2'), peer=('--peer={dtypes}', '--peer_python={python}')),
     'decode': Section(
         'Decoding', 'Tokens a second of GPT-2 small, greedy and with five beams, beside Hugging Face `generate`; '
         '`speed-up` is the peer\'s seconds over ours.', 'bench/decode.py', quick=('--rows=greedy8,beam1', '--turns=2'),
