@@ -13,7 +13,7 @@ from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.methods.reparameterization import LSTM, MLP
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompted import Prompted
-from prompt_tuning.train import losses, optim, population_step, step
+from prompt_tuning.train import data, losses, optim, population_step, step
 from tests import models
 from tests.methods.prefix_test import base_of
 
@@ -121,21 +121,16 @@ def test_what_is_one_vmap(methods, expected):
 def test_an_order_that_is_shared_is_read_once(monkeypatch):
   opened = []
 
-  @dataclasses.dataclass
-  class Numbers:
+  class Numbers(data.Dataset):
     """A dataset of numbers, shuffled by adding the seed."""
 
-    batch_size: int = 2
-    mixture_or_task_name: str = 'numbers'
-    split: str = 'train'
-
-    def epoch(self, seed, epoch, skip):
+    def epoch(self, seed, epoch=0, skip=0, shard=None):
       opened.append(seed)
       return iter(range(100 * seed + skip, 100 * seed + 5))
 
   convert = lambda name: lambda rows: {'rows': [f'{name}{row}' for row in rows]}
   make = lambda shared, positions=None: population_step.Batches(
-      Numbers(), [convert('a'), convert('b')], [1, 2], positions, shared)
+      Numbers('numbers', {}, 'train', 2), [convert('a'), convert('b')], [1, 2], positions, shared)
   shared = make(True)
   assert next(shared) == [{'rows': ['a100', 'a101']}, {'rows': ['b100', 'b101']}]
   assert opened == [1]
