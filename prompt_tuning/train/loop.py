@@ -197,7 +197,7 @@ def train(
       if step == start + 1:
         jax.block_until_ready(state)
         tell(f'first step done {time.monotonic() - began:.1f} s after the start of the run')
-      stop = preemption.stops(step)
+      stop = preemption.stops(step, log_period)
       evaluating = bool(evaluators) and (step % eval_period == 0 or step == end)
       saving = step % save_period == 0 or step == end or evaluating or stop
       if step % log_period == 0 or saving:

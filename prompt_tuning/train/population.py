@@ -181,7 +181,7 @@ def train(
       state, metrics = train_step(state, loaded.frozen, batch)
       step += 1
       pending.append((step, metrics))
-      stop = preemption.stops(step)
+      stop = preemption.stops(step, log_period)
       evaluating = bool(eval_datasets) and (step % eval_period == 0 or step == train_steps)
       saving = step % save_period == 0 or step == train_steps or evaluating or stop
       if step % log_period == 0 or saving:
