@@ -60,6 +60,7 @@ class Padded:
   pieces = 1  # of a batch
   packs = False
   sorts = False  # evaluation gains by batches of similar lengths
+  window = 1
 
   def __call__(self, sources: Sequence[int], targets: Sequence[int], room: Room) -> list[Piece]:
     """Lengths of placed sources [n] and of targets [n] -> the pieces of the batch."""
@@ -74,13 +75,20 @@ class Bucketed:
   Attributes:
     lengths: the buckets, tokens of text, on top of which virtual tokens come; and the feature length.
     target_lengths: the same of targets; None: they have the feature length.
-    groups: the examples of a training step are dealt out by length to so many arrays, each with its own bucket, and
-      their gradients are added up. BATCH_SIZE must divide into them.
+    groups: the examples of a training step are dealt out by length to at most so many arrays of equally many rows, each
+      with its own bucket, and their gradients are added up. Of the numbers of arrays that divide this one and
+      BATCH_SIZE (over devices and microbatches), the cheapest for a batch is taken.
+    array_cost: what one more array costs, in tokens: all parameters are read once more. More where the processor is
+      faster than its memory.
+    window: training reads so many batches at once and deals their examples out by length to that many steps, in random
+      order. More than 1 saves more, and a step has other examples than with padded rows.
   """
 
   lengths: tuple[int, ...] = LENGTHS
   target_lengths: tuple[int, ...] | None = None
   groups: int = 1
+  array_cost: float = 150
+  window: int = 1
 
   packs = False
   sorts = True
@@ -88,24 +96,24 @@ class Bucketed:
   def __post_init__(self):
     _check_lengths(self.lengths, 'Bucketed.lengths')
     _check_lengths(self.target_lengths or (1,), 'Bucketed.target_lengths')
-    if not isinstance(self.groups, int) or self.groups < 1:
-      raise ValueError(f'Bucketed.groups={self.groups!r}; expected a number from 1 on.')
+    for name, value in (('groups', self.groups), ('window', self.window)):
+      if not isinstance(value, int) or value < 1:
+        raise ValueError(f'Bucketed.{name}={value!r}; expected a number from 1 on.')
 
   @property
   def pieces(self) -> int:
     return self.groups
 
   def __call__(self, sources: Sequence[int], targets: Sequence[int], room: Room) -> list[Piece]:
-    """As `Padded`.
-
-    Raises:
-      ValueError: the rows do not divide into groups, or those not over devices and microbatches.
-    """
-    rows, rest = divmod(room.rows, self.groups)
-    if rest or (self.groups > 1 and (rows % room.multiple or len(sources) < room.rows)):
-      raise ValueError(f'{room.rows} examples do not divide into Bucketed.groups={self.groups} of a multiple of '
-                       f'{room.multiple} (data-parallel devices x MICROBATCHES); choose another BATCH_SIZE or groups.')
+    """As `Padded`."""
     order = np.argsort(sources, kind='stable').tolist() if self.groups > 1 else list(range(len(sources)))
+    counts = [n for n in range(2, self.groups + 1) if self.groups % n == 0 and room.rows % (n * room.multiple) == 0]
+    dealt = [self._dealt(order, room.rows // n, sources, targets, room) for n in (1, *counts)]
+    return min(dealt, key=lambda pieces: sum(self.array_cost + _cost(*piece[:3]) for piece in pieces))
+
+  def _dealt(
+      self, order: Sequence[int], rows: int, sources: Sequence[int], targets: Sequence[int], room: Room) -> list[Piece]:
+    """The examples in that order, `rows` an array."""
     found = []
     for some in (order[i:i + rows] for i in range(0, len(order), rows)):
       source = _bucket(max(sources[i] for i in some), self.lengths, room.virtual, room.source)
@@ -134,6 +142,7 @@ class Packed:
   pieces = 1
   packs = True
   sorts = False
+  window = 1
 
   def __post_init__(self):
     _check_lengths(self.lengths, 'Packed.lengths')
@@ -148,8 +157,7 @@ class Packed:
       for target in (room.target * n for n in (1, 2, 4, 8) if source >= max(sources)):
         places = _first_fit(sources, targets, source, target)
         rows = _rounded_up(1 + max(place.row for place in places), grid)
-        cost = rows * (source * (1 + source / _ATTENTION) + _TARGET * target)
-        found.append((cost, Piece(rows, source, target, places, packed=True)))
+        found.append((_cost(rows, source, target), Piece(rows, source, target, places, packed=True)))
     return [min(found, key=lambda pair: pair[0])[1]]
 
 
@@ -179,6 +187,11 @@ def each(function: Callable[[Mapping[str, Any]], Any], batch: Mapping[str, Any] 
 def sources(batch: Mapping[str, Any] | tuple[Mapping[str, Any], ...]) -> list[Any]:
   """The encoder's tokens of a batch or of each of its pieces."""
   return [piece['encoder_input_tokens'] for piece in (batch if isinstance(batch, tuple) else (batch,))]
+
+
+def _cost(rows: int, source: int, target: int) -> float:
+  """Of a step on such arrays, in source tokens."""
+  return rows * (source * (1 + source / _ATTENTION) + _TARGET * target)
 
 
 def _bucket(longest: int, lengths: Sequence[int], virtual: int, limit: int) -> int:

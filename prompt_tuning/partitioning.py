@@ -112,15 +112,19 @@ class Partitioner:
     return '; '.join([f'mesh {dict(self.mesh.shape)}', *whole])
 
   @contextlib.contextmanager
-  def constraints(self) -> Iterator[None]:
+  def constraints(self, apart: bool = False) -> Iterator[None]:
     """Where a backbone is applied within it, its activations are laid out by the rules.
 
     See `flax.linen.with_logical_constraint`. Lengths that do not divide over a mesh axis are padded by the compiler.
+
+    Args:
+      apart: under a `jax.vmap` whose axis is spread over `data`, which no other axis can be then.
     """
     if self.mesh.size == 1:
       yield
       return
-    with nn.logical_axis_rules(self.rules), jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+    rules = [(name, _without_data(over)) for name, over in self.rules] if apart else self.rules
+    with nn.logical_axis_rules(rules), jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
       yield
 
   def check_heads(self, num_heads: int) -> None:
@@ -174,6 +178,10 @@ class Partitioner:
           note = f'{path} is not split over {over!r}: {size} tokens do not divide by {n}'
       found[path] = PartitionSpec(*spec), note
     return found
+
+
+def _without_data(over: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return tuple(axis for axis in np.atleast_1d(over) if axis not in ('data', None))
 
 
 def _checked(rule: Sequence) -> tuple[str, str | tuple[str, ...] | None]:

@@ -120,13 +120,23 @@ class Prompted:
       self, trainable: Trainable, frozen: Params, batch: Batch, dropout_key: jax.Array | None = None,
       sites: sites_lib.Sites | None = None) -> Unread:
     """What `logits` makes logits of; a readout that has a head of its own has made them."""
+    return self.unread_with(self.patch(trainable, dropout_key), frozen, batch, dropout_key, sites)
+
+  def patch(self, trainable: Trainable, dropout_key: jax.Array | None = None) -> Patch:
+    """What method and readout put into the backbone, for any batch; with a key after the method's dropout."""
     rngs = {} if dropout_key is None else {'dropout': dropout_key}
-    frozen, patch = self._patched(trainable, frozen, rngs)
+    patch, read = self.method.apply(trainable, rngs=rngs), self.readout.apply(trainable)
+    return Patch(sites_lib.join(patch.sites, read.sites), patch.overlay)
+
+  def unread_with(
+      self, patch: Patch, frozen: Params, batch: Batch, dropout_key: jax.Array | None = None,
+      sites: sites_lib.Sites | None = None) -> Unread:
+    """`unread` where the patch is known."""
     sites = sites_lib.join(patch.sites, sites or {})
-    own = 'states' in sites
+    frozen, own = trees.overlay(frozen, patch.overlay), 'states' in sites
     states = self.apply(
         frozen, batch, sites if own else {**sites, 'states': _AsTheyAre()}, deterministic=dropout_key is None,
-        rngs=rngs)
+        rngs={} if dropout_key is None else {'dropout': dropout_key})
     if own:
       return Unread(self.readout.read(states), None)
     return Unread(states, lambda x: self.readout.read(self.apply(frozen, x, method='head')))
@@ -204,6 +214,6 @@ class Prompted:
     batch = {'encoder_input_tokens': tokens(source), 'decoder_input_tokens': tokens(target)}
     jax.eval_shape(self.logits, trainable, frozen, batch)
 
-  def _patched(self, trainable: Trainable, frozen: Params, rngs=None) -> tuple[Params, Patch]:
-    patch, read = self.method.apply(trainable, rngs=rngs), self.readout.apply(trainable)
-    return trees.overlay(frozen, patch.overlay), Patch(sites_lib.join(patch.sites, read.sites), patch.overlay)
+  def _patched(self, trainable: Trainable, frozen: Params) -> tuple[Params, Patch]:
+    patch = self.patch(trainable)
+    return trees.overlay(frozen, patch.overlay), patch

@@ -4,6 +4,7 @@
 set -euo pipefail
 export QUICKSTART_BEGAN=$(date +%s)
 source "$(dirname "$0")/setup_venv.sh"
+export MALLOC_ARENA_MAX=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1  # memory in one pool for all threads, in large pages
 
 python scripts/convert_quickstart_model.py --to=models/quickstart_t5
 prompt-tuning train --gin_file=quickstart.gin "$@"

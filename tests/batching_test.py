@@ -41,14 +41,25 @@ def test_the_smallest_bucket_that_holds_the_longest():
 
 
 def test_groups_by_length():
-  how = Bucketed(lengths=(16, 32), groups=2)
-  pieces = how(SOURCES, TARGETS, ROOM)
+  pieces = Bucketed(lengths=(16, 32), target_lengths=(3, 5), groups=2, array_cost=0)(SOURCES, TARGETS, ROOM)
   check(pieces, SOURCES, TARGETS, ROOM)
-  assert [piece[:3] for piece in pieces] == [(4, 22, 6), (4, 38, 6)]
+  assert [piece[:3] for piece in pieces] == [(4, 22, 3), (4, 38, 5)]
   assert [place.example for place in pieces[0].places] == [5, 1, 3, 7]
-  for room, lengths in ((ROOM._replace(rows=9), 9), (ROOM._replace(multiple=3), 8)):
-    with pytest.raises(ValueError, match='do not divide into Bucketed.groups=2 of a multiple of'):
-      how([8] * lengths, [1] * lengths, room)
+
+
+@pytest.mark.parametrize(('room', 'arrays'), [
+    (ROOM, 4), (ROOM._replace(multiple=2), 4), (ROOM._replace(multiple=4), 2), (ROOM._replace(multiple=8), 1)])
+def test_groups_are_as_many_as_rows_divide_into(room, arrays):
+  lengths = [300, 20, 400, 900, 30, 800, 420, 320]
+  room = room._replace(source=1000)
+  pieces = Bucketed(groups=4, lengths=(32, 400, 500))(lengths, TARGETS, room)
+  check(pieces, lengths, TARGETS, room)
+  assert [piece.rows for piece in pieces] == [8 // arrays] * arrays
+  assert [piece.rows for piece in Bucketed(groups=4)([300] * 9, [1] * 9, room._replace(rows=9))] == [9]
+
+
+def test_short_rows_are_not_dealt_out():
+  assert len(Bucketed(lengths=(4, 8, 12, 16), groups=4)([5, 9, 12, 16], [1] * 4, Room(4, 64, 2))) == 1
 
 
 @pytest.mark.parametrize('multiple', [1, 2, 4])
@@ -73,7 +84,7 @@ def test_few_shapes():
   for _ in range(300):
     sources = np.minimum(20 + rng.geometric(0.02, 32), 120)
     room = Room(32, 120, 4, 20)
-    pieces = Bucketed(lengths=(32, 64, 96), groups=4)(sources, [2] * 32, room)
+    pieces = Bucketed(lengths=(32, 64, 96), groups=4, array_cost=0)(sources, [2] * 32, room)
     check(pieces, sources, [2] * 32, room)
     bucketed |= {piece[:3] for piece in pieces}
     packed |= {piece[:3] for piece in Packed(lengths=(96, 128))(sources, [2] * 32, room)}
@@ -85,7 +96,8 @@ def test_few_shapes():
 @pytest.mark.parametrize(('make', 'message'), [
     (lambda: Bucketed(lengths=()), r'Bucketed.lengths=\(\); expected one or more'),
     (lambda: Bucketed(target_lengths=(0,)), r'Bucketed.target_lengths=\(0,\)'),
-    (lambda: Bucketed(groups=0), 'Bucketed.groups=0'), (lambda: Packed(lengths=('a',)), 'Packed.lengths'),
+    (lambda: Bucketed(groups=0), 'Bucketed.groups=0'), (lambda: Bucketed(window=0.5), 'Bucketed.window=0.5'),
+    (lambda: Packed(lengths=('a',)), 'Packed.lengths'),
     (lambda: Packed(steps=0), 'Packed.steps=0')])
 def test_wrong_settings(make, message):
   with pytest.raises(ValueError, match=message):
@@ -94,7 +106,8 @@ def test_wrong_settings(make, message):
 
 def test_features_of_pieces():
   convert = features.Converter(
-      {'inputs': 10, 'targets': 2}, lambda ids, v: np.append(v, ids), 1, 50, batching=Bucketed(lengths=(4,), groups=2))
+      {'inputs': 10, 'targets': 2}, lambda ids, v: np.append(v, ids), 1, 50,
+      batching=Bucketed(lengths=(4,), groups=2, array_cost=0))
   pieces = convert([{'inputs': range(2, n), 'targets': [n, 1]} for n in (9, 4, 5, 8)])
   assert [piece['encoder_input_tokens'].shape for piece in pieces] == [(2, 5), (2, 11)]
   np.testing.assert_array_equal(pieces[0]['encoder_input_tokens'], [[50, 2, 3, 0, 0], [50, 2, 3, 4, 0]])

@@ -82,12 +82,12 @@ def test_cell(model, method, tmp_path):
   trainable = prompted.init(jax.random.key(5), base_of(prompted, frozen))
   batch = batch_of(prompted)
 
-  # It trains on 4 x 2 devices: the loss is that of one device, everything trainable moves and nothing else.
+  # It trains on 4 x 2 devices, two microbatches: the loss is that of one device, all trainables move, nothing else.
   partitioner = partitioning.Partitioner(2)
   spread = jax.tree.map(jax.device_put, frozen, partitioner.shardings(prompted.abstract_frozen()))
   optimizer = optim.adamw(max_grad_norm=1.0)(optim.constant(1e-2))
   laid_out = dataclasses.replace(prompted, constraints=partitioner.constraints)
-  run = step.make_train_step(laid_out, optimizer, losses.compute, dropout_seed=None)
+  run = step.make_train_step(laid_out, optimizer, losses.compute, dropout_seed=None, microbatches=2)
   state = partitioner.replicate(step.init_state(jax.tree.map(jnp.copy, trainable), optimizer))
   state, metrics = run(state, spread, partitioner.place_batch(batch))
   for path, change in trees.flatten(jax.tree.map(lambda x, y: np.abs(x - y).max(), state.trainable, trainable)).items():

@@ -57,10 +57,17 @@ def test_data_parallel_steps_move_the_gradient_of_what_is_trained_and_nothing_el
   assert gradient <= hlo.total(found) <= gradient + SCALARS < trees.nbytes(base) / 2
 
 
-def test_microbatches_reduce_their_gradients_and_no_more():
-  found, gradient, *_ = step_of('gpt2_tiny', 'prefix', microbatches=2)
-  assert {c.kind for c in found} == {'all-reduce'}
-  assert hlo.total(found) <= 2 * (gradient + SCALARS)
+@pytest.mark.parametrize('mesh', [{}, {'num_partitions': 2}, {'parameter_partitioning_dims': 2}])
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('size', ['t5_1_1_tiny', 'gpt2_tiny'])
+def test_microbatches_reduce_their_gradients_once_when_all_are_done(size, method, mesh):
+  found, gradient, *_ = step_of(size, method, microbatches=2, **mesh)
+  gradient //= 2 if (size, method) == ('t5_1_1_tiny', 'prompt') else 1  # the two stacks' are added up before
+  axes = {'data': 8 // mesh.get('num_partitions', 1), 'model': mesh.get('num_partitions', 1)}
+  reduced = [c for c in found if c.kind in ('all-reduce', 'reduce-scatter') and 'data' in c.over(axes)]
+  assert {(c.kind, c.times) for c in reduced} == {('all-reduce', 1)}
+  assert len([c for c in reduced if c.bytes > SCALARS]) == 1
+  assert gradient / axes['model'] <= hlo.total(reduced) <= gradient + SCALARS
 
 
 @pytest.mark.parametrize('size', ['t5_1_1_tiny', 'gpt2_tiny'])

@@ -1,7 +1,6 @@
-"""seqio tasks -> batches of numpy features, in an order that is a function of the seed alone.
+"""seqio tasks -> examples as numpy, in an order that is a function of the seed alone.
 
-Epoch e is the task's dataset shuffled with seed (seed, e). The position in the data is therefore two integers,
-epoch and offset, kept in every checkpoint.
+Epoch e is the task's dataset shuffled with seed (seed, e); `batches.py` makes batches of epochs.
 
 With DATA_SHARDS = 1 every process reads the same stream and its devices take their rows. With more, the dataset is cut
 into that many streams, each of which goes round its own epochs and gives as many rows of every batch; a process reads
@@ -11,12 +10,6 @@ those alone whose rows its devices hold. Either way the global batches do not de
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import inspect
-import itertools
-import queue
-import sys
-import threading
-import time
-from typing import Any
 
 import numpy as np
 import seqio
@@ -32,8 +25,6 @@ tf.config.set_visible_devices([], 'GPU')  # TensorFlow only reads data: left alo
 
 Example = features.Example
 FIRST = 16  # examples, and files, that hosts compare
-WAIT = 10.0  # seconds
-SORTED_BATCHES = 16  # of an evaluation, at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,152 +175,3 @@ def encoder(
     return layout.encode(tokenizer, **texts)
 
   return encode
-
-
-class Stream:
-  """The endless examples of one shard of a dataset, epoch after epoch.
-
-  Attributes:
-    position: {'epoch': n, 'offset': n} of the next example.
-  """
-
-  def __init__(self, dataset: Dataset, seed: int, shard: int = 0, position: Mapping[str, int] | None = None):
-    """`position`: as `position` gave it, to go on from there."""
-    self._dataset, self._seed, self._shard = dataset, seed, shard
-    self.position = dict(position or {'epoch': 0, 'offset': 0})
-    self._examples = self._open()
-
-  def _open(self) -> Iterator[Example]:
-    return self._dataset.epoch(self._seed, self.position['epoch'], self.position['offset'], self._shard)
-
-  def __next__(self) -> Example:
-    while (example := next(self._examples, None)) is None:
-      if not self.position['offset']:
-        part = f' for shard {self._shard} of DATA_SHARDS={self._dataset.shards}' if self._dataset.shards > 1 else ''
-        raise ValueError(
-            f'{self._dataset.mixture_or_task_name}: split {self._dataset.split!r} has no examples{part}.')
-      self.position = {'epoch': self.position['epoch'] + 1, 'offset': 0}
-      self._examples = self._open()
-    self.position['offset'] += 1
-    return example
-
-
-class TrainBatches:
-  """Endless batches of a dataset, with a position that can be saved and restored."""
-
-  def __init__(
-      self, dataset: Dataset, converter: features.Converter, seed: int, position: Mapping | None = None,
-      shards: Sequence[int] | None = None):
-    """Args:
-      position: as `position` gave it (of all shards), to go on from there.
-      shards: those whose rows are needed here, see `Partitioner.shards_here`; None: all.
-
-    Raises:
-      ValueError: the position is of another number of shards, or rows of shards that are read elsewhere would be of
-        other shapes.
-    """
-    self._dataset, self._converter = dataset, converter
-    before = [None] * dataset.shards if position is None else position.get('shards', [position])
-    if len(before) != dataset.shards:
-      raise ValueError(f'The run began with DATA_SHARDS={len(before)}, asked for now: {dataset.shards}. An epoch would '
-                       'not be whole; go on with what it began with.')
-    wanted = range(dataset.shards) if shards is None else shards
-    if len(wanted) < dataset.shards and not isinstance(dataset.batching, batching_lib.Padded):
-      raise ValueError(f'{type(dataset.batching).__name__} rows have shapes that depend on all examples of a batch, of '
-                       f'which this host reads {len(wanted)} of DATA_SHARDS={dataset.shards} parts. Set DATA_SHARDS=1, '
-                       'or BATCHING=@batching.Padded().')
-    self._streams = {shard: Stream(dataset, seed, shard, before[shard]) for shard in wanted}
-
-  @property
-  def position(self) -> dict[str, Any]:
-    """That of the stream, or {'shards': of each}; None for those that are not read here."""
-    found = [dict(self._streams[i].position) if i in self._streams else None for i in range(self._dataset.shards)]
-    return found[0] if self._dataset.shards == 1 else {'shards': found}
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    """A batch; rows of shards that are not read here are zeros, and no device here holds them."""
-    each = self._dataset.batch_size // self._dataset.shards
-    batch = self._converter([next(stream) for stream in self._streams.values() for _ in range(each)])
-    if len(self._streams) == self._dataset.shards:
-      return batch
-    here = np.concatenate([np.arange(shard * each, (shard + 1) * each) for shard in self._streams])
-    return {name: _spread(x, here, self._dataset.batch_size) for name, x in batch.items()}
-
-
-def _spread(x: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
-  """[n, ...] as those rows of [B, ...]; the others are zeros, memory that is never touched."""
-  whole = np.zeros((batch_size, *x.shape[1:]), x.dtype)
-  whole[rows] = x
-  return whole
-
-
-def eval_batches(
-    dataset: Dataset, converter: features.Converter
-) -> Iterator[tuple[list[int], list[Example], dict[str, np.ndarray]]]:
-  """All examples once: (their numbers, examples, features), the last batch filled up with empty rows.
-
-  Where it is of use, those of each few batches are sorted by length.
-
-  Raises:
-    ValueError: batches cannot be evaluated as they are to stand.
-  """
-  if converter.batching.packs or converter.batching.pieces > 1:
-    raise ValueError(f'{converter.batching} is for training: in evaluation each example has a row of its own, in one '
-                     'array. Use @batching.Padded(), or @batching.Bucketed() with groups=1.')
-  size, begin = dataset.batch_size, 0
-  examples = iter(dataset.epoch(seed=0))
-  while window := list(itertools.islice(examples, SORTED_BATCHES * size)):
-    ids = [converter.ids(example) for example in window]
-    order = list(range(len(window)))
-    if converter.batching.sorts:
-      order.sort(key=lambda i: len(ids[i].source))
-    for at in range(0, len(order), size):
-      some = order[at:at + size]
-      yield [begin + i for i in some], [window[i] for i in some], converter.features([ids[i] for i in some], size)
-    begin += len(window)
-
-
-def prefetch(batches: TrainBatches, place, depth: int = 2) -> Iterator[tuple[Any, dict]]:
-  """(batch on devices, position after it), prepared in a thread while the devices work.
-
-  An error in the thread is raised where the batch would have been. Where none comes for long, that is said.
-  """
-  ready: queue.Queue = queue.Queue(depth)
-  stop = threading.Event()
-
-  def fill():
-    while not stop.is_set():
-      try:
-        item = (place(next(batches)), dict(batches.position), None)
-      except BaseException as error:  # handed to the consumer, which raises it
-        item = (None, None, error)
-      while not stop.is_set():
-        try:
-          ready.put(item, timeout=0.5)
-          break
-        except queue.Full:
-          pass
-      if item[2] is not None:
-        return
-
-  thread = threading.Thread(target=fill, daemon=True, name='prefetch')
-  thread.start()
-  try:
-    while True:
-      batch, position, error = _wait(ready)
-      if error is not None:
-        raise error
-      yield batch, position
-  finally:
-    stop.set()
-    thread.join(timeout=5)
-
-
-def _wait(ready: queue.Queue):
-  """The next item; a line every WAIT seconds while there is none."""
-  began = time.monotonic()
-  while True:
-    try:
-      return ready.get(timeout=WAIT)
-    except queue.Empty:
-      print(f'waiting for data ({time.monotonic() - began:.0f} s)', file=sys.stderr, flush=True)

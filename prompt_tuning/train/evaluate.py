@@ -15,6 +15,7 @@ from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.tokenizer import AnyTokenizer
+from prompt_tuning.train import batches as batches_lib
 from prompt_tuning.train import data, writers
 
 
@@ -77,7 +78,7 @@ class Evaluator:
     generating = bool(task.predict_metric_fns) or not task.score_metric_fns
     found: dict[int, tuple] = {}  # of each example: target, prediction, score, row
     progress = Progress(unit='example')
-    for numbers, examples, batch in data.eval_batches(self.dataset, convert):
+    for numbers, examples, batch in batches_lib.eval_batches(self.dataset, convert):
       sources = batch['encoder_input_tokens']
       batch = loaded.partitioner.place_batch(batch)
       if task.score_metric_fns:

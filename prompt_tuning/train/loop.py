@@ -24,6 +24,7 @@ from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
 from prompt_tuning.tasks import metrics as task_metrics
+from prompt_tuning.train import batches as batches_lib
 from prompt_tuning.train import data, losses, optim, pretrained, writers
 from prompt_tuning.train import evaluate as evaluate_lib
 from prompt_tuning.train import step as step_lib
@@ -145,7 +146,7 @@ def train(
       train_dataset, model, loaded.tokenizer, microbatches * partitioner.mesh.shape['data'])
   if train_dataset.batching.packs:
     model.check_lengths(trainable, frozen, *converter.shape)
-  batches = data.TrainBatches(
+  batches = batches_lib.TrainBatches(
       train_dataset, converter, random_seed, position,
       partitioner.shards_here(train_dataset.batch_size, train_dataset.shards))
   writer = writers.MetricsWriter(model_dir, start, enabled=first)
@@ -186,7 +187,7 @@ def train(
   progress, pending = Progress(end, start), []
   step, saved, stop = start, resumed.step if resumed else 0, False
   train_seconds = 0.0
-  stream = data.prefetch(batches, functools.partial(batching.each, partitioner.place_batch))
+  stream = batches_lib.prefetch(batches, functools.partial(batching.each, partitioner.place_batch))
   try:
     while step < end and not stop:
       tick = time.monotonic()

@@ -31,6 +31,7 @@ from prompt_tuning.checkpoints import run as run_checkpoints
 from prompt_tuning.methods.base import Method
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.progress import Progress
+from prompt_tuning.train import batches as batches_lib
 from prompt_tuning.train import data, loop, losses, optim, population_step, writers
 from prompt_tuning.train import evaluate as evaluate_lib
 from prompt_tuning.train import step as step_lib
@@ -173,7 +174,7 @@ def train(
   # --- The loop.
   progress, pending = Progress(train_steps, start), []
   step, stop, train_seconds = start, False, 0.0
-  stream = data.prefetch(batches, place)
+  stream = batches_lib.prefetch(batches, place)
   try:
     while step < train_steps and not stop:
       tick = time.monotonic()

@@ -11,6 +11,7 @@ import optax
 from prompt_tuning import loading, trees
 from prompt_tuning.checkpoints.tuned import PROMPT
 from prompt_tuning.prompted import Prompted
+from prompt_tuning.train import batches as batches_lib
 from prompt_tuning.train import data
 from prompt_tuning.train.step import LossFn, TrainState
 from prompt_tuning.types import Array, Batch, Params, Trainable
@@ -58,7 +59,7 @@ class Batches:
       every = tuple(converters)
       converters, seeds = [lambda rows: [convert(rows) for convert in every]], seeds[:1]
     self._streams = [
-        data.TrainBatches(dataset, convert, seed, position, shards)
+        batches_lib.TrainBatches(dataset, convert, seed, position, shards)
         for convert, seed, position in zip(converters, seeds, positions or [None] * len(seeds), strict=True)]
 
   @property

@@ -1,6 +1,7 @@
 """One optimizer step and its state. The gradient is of the trainable argument alone."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -86,27 +87,15 @@ class _Parts(NamedTuple):
 
 def _parts(model, optimizer, loss_fn, dropout_seed, microbatches, use_hardware_rng) -> _Parts:
 
-  def summed_loss(trainable, frozen, batch, key):
-    loss = loss_fn(model.unread(trainable, frozen, batch, key), batch)
-    return loss.total, loss
-
-  grad_fn = jax.grad(summed_loss, argnums=0, has_aux=True)
-
   def gradients(trainable, frozen, batch, key):
-    if microbatches == 1:
-      return grad_fn(trainable, frozen, batch, key)
-    # Rows are dealt out in strides, so that each slice stays spread over the data axis.
-    slices = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-    keys = None if key is None else jax.random.split(key, microbatches)
+    if microbatches > 1:
+      return _accumulated(model, loss_fn, microbatches, trainable, frozen, batch, key)
 
-    def accumulate(total, piece):
-      part, k = piece
-      return jax.tree.map(jnp.add, total, grad_fn(trainable, frozen, part, k)), None
+    def summed_loss(trainable):
+      loss = loss_fn(model.unread(trainable, frozen, batch, key), batch)
+      return loss.total, loss
 
-    shapes = jax.eval_shape(lambda: grad_fn(
-        trainable, frozen, jax.tree.map(lambda x: x[0], slices), None if keys is None else keys[0]))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(accumulate, zeros, (slices, keys))[0]
+    return jax.grad(summed_loss, has_aux=True)(trainable)
 
   def dropout_key(step):
     if dropout_seed is None:
@@ -128,3 +117,35 @@ def _parts(model, optimizer, loss_fn, dropout_seed, microbatches, use_hardware_r
     return TrainState(state.step + 1, trainable, opt_state), metrics
 
   return _Parts(dropout_key, gradients, update)
+
+
+def _accumulated(
+    model: Prompted, loss_fn: LossFn, microbatches: int, trainable: Trainable, frozen: Params, batch: Batch,
+    key: jax.Array | None) -> tuple[Trainable, losses.Loss]:
+  """Summed gradients and loss of a batch, a slice of its rows after the other.
+
+  Each of the G groups of devices along `data` adds up gradients of its own rows, with respect to a copy of its own of
+  what the method puts into the backbone. What crosses the network is their sum, once, and not each slice's.
+  """
+  patch, pull_back = jax.vjp(lambda trainable: model.patch(trainable, key), trainable)
+  with model.constraints():
+    groups = jax.sharding.get_abstract_mesh().shape.get('data', 1)
+  if groups > 1:
+    model = dataclasses.replace(model, constraints=functools.partial(model.constraints, apart=True))
+  slices = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(groups, -1, microbatches, *x.shape[1:]), 2, 0), batch)
+  keys = None if key is None else jax.random.split(key, (microbatches, groups))
+  copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, *x.shape)), patch)
+
+  @functools.partial(jax.vmap, spmd_axis_name='data')
+  @functools.partial(jax.grad, has_aux=True)
+  def gradients(patch, rows, key):
+    loss = loss_fn(model.unread_with(patch, frozen, rows, key), rows)
+    return loss.total, loss
+
+  def accumulate(total, piece):
+    return jax.tree.map(jnp.add, total, gradients(copies, *piece)), None
+
+  shapes = jax.eval_shape(gradients, copies, *jax.tree.map(lambda x: x[0], (slices, keys)))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  of_patch, loss = jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.scan(accumulate, zeros, (slices, keys))[0])
+  return *pull_back(of_patch), loss

@@ -64,11 +64,15 @@ SECTIONS = {
         quick=('--rows=small20,base100,small20_prefix,small20_p_tuning,small20_adapter,small20_bitfit,small20_full',
                '--steps=3'),
         peer=('--peer={dtypes}', '--peer_python={python}')),
+    'profile_step': Section(
+        'Where a step\'s time goes', 'Shares of the operations of T5 base\'s training step, and its utilisation by the '
+        'processor\'s seconds.', 'bench/profile_step.py', flags=('--row=base100',), quick=('--row=base100',)),
     'padding': Section(
         'Padding, buckets and packing', 'Examples a second on the lengths of real data sets: all rows padded to 512 '
-        'tokens of text, in buckets, packed, and PEFT with dynamic padding; the same examples in each step. `padding` '
-        'is the share of the encoder\'s tokens, `shapes` and `build s` what is compiled once.', 'bench/padding.py',
-        quick=('--batches=1', '--rounds=2'), peer=('--peer={dtypes}', '--peer_python={python}')),
+        'tokens of text, in buckets, packed, and PEFT with dynamic padding; the same examples in each step, but for '
+        '`window`: buckets of all batches\' examples, dealt out by length. `padding` is the share of the encoder\'s '
+        'tokens, `shapes` and `build s` what is compiled once.', 'bench/padding.py',
+        quick=('--batches=4', '--rounds=1'), peer=('--peer={dtypes}', '--peer_python={python}')),
     'decode': Section(
         'Decoding', 'Tokens a second of GPT-2 small, greedy and with five beams, beside Hugging Face `generate`; '
         '`speed-up` is the peer\'s seconds over ours.', 'bench/decode.py', quick=('--rows=greedy8,beam1', '--turns=2'),

@@ -107,7 +107,8 @@ def measure(row: Row, commands: Mapping[str, Sequence[str]], turns: int) -> dict
   for name, x in found.items():
     if x['trained'] != found['ours']['trained']:
       raise RuntimeError(f'{name} saves {x["trained"]} trained parameters, ours {found["ours"]["trained"]}.')
-    del x['loss_first'], x['shapes']
+    del x['loss_first']
+    x.pop('shapes', None)  # the peer was told them
   return {**dataclasses.asdict(row), 'contenders': found}
 
 

@@ -2,10 +2,11 @@
 
 A row is a data set: batches of B examples drawn at random, of the lengths that lengths.tsv counts, with random token
 ids behind a prompt of P. `padded` has all rows of S text tokens; `bucketed` and `packed` are the ways of
-`prompt_tuning/batching.py`, with the very same examples in each step; `peft` is Hugging Face PEFT with dynamic padding,
-to the longest of each batch. Every contender runs in a process of its own; they take turns batch by batch, after
-each has seen all batches once, so that compilation is not in the times: `build s` and the number of `shapes` say what
-that cost. Steps are those of train_step.py: forward, loss, backward and AdamW, random weights, dropout on.
+`prompt_tuning/batching.py`, with the very same examples in each step; `window` is `Bucketed` that deals the examples of
+all batches out by length, so that steps have others; `peft` is Hugging Face PEFT with dynamic padding, to the longest
+of each batch. Every contender runs in a process of its own; they take turns batch by batch, after each has seen all
+shapes once, so that compilation is not in the times: `build s` and the number of `shapes` say what that cost. Steps
+are those of train_step.py: forward, loss, backward and AdamW, random weights, dropout on.
 
   python scripts/bench/padding.py --rows=rte
   python scripts/bench/padding.py --peer --peer_python=ENV/bin/python   # an ENV with prompt_tuning[parity]
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -35,7 +37,7 @@ from workers import ALLOCATOR, PAUSE, Contender, Worker, cpu, names, serve, tell
 
 HERE = pathlib.Path(__file__).resolve().parent
 LEARNING_RATE = 0.01
-WAYS = ('padded', 'bucketed', 'packed')
+WAYS = ('padded', 'bucketed', 'window', 'packed')
 PEER_DTYPES = ('float32', 'bfloat16')
 
 
@@ -54,8 +56,8 @@ class Row:
 ROWS = {
     'sst2': Row('sst2', 't5_1_1_small', B=16, S=512, P=20, T=8),
     'rte': Row('rte', 't5_1_1_small', B=16, S=512, P=20, T=8),
-    'boolq': Row('boolq', 't5_1_1_small', B=16, S=512, P=20, T=8),
-    'boolq100': Row('boolq', 't5_1_1_small', B=16, S=512, P=100, T=8),
+    'boolq': Row('boolq', 't5_1_1_small', B=8, S=512, P=20, T=8),
+    'boolq100': Row('boolq', 't5_1_1_small', B=8, S=512, P=100, T=8),
     'tiny': Row('sst2', 't5_1_1_tiny', B=4, S=48, P=4, T=4),  # to try the script out
 }
 DEFAULT_ROWS = ('sst2', 'rte', 'boolq')
@@ -86,8 +88,9 @@ def build_ours(settings: dict[str, Any], way: str) -> Contender:
 
   jax.config.update('jax_enable_compilation_cache', False)
   row, device = Row(**settings['row']), jax.devices()[0]
-  how = {'padded': batching.Padded(), 'packed': batching.Packed(),
-         'bucketed': batching.Bucketed(groups=4 if row.B % 4 == 0 else 1)}[way]
+  bucketed = batching.Bucketed(groups=4, target_lengths=(2, 4, 8))
+  how = {'padded': batching.Padded(), 'packed': batching.Packed(), 'bucketed': bucketed,
+         'window': dataclasses.replace(bucketed, window=settings['batches'])}[way]
   partitioner = Partitioner(devices=[device])
   backbone = loading.Backbone(size=row.model, dropout_rate=settings['dropout'], scan=True)  # the fastest to initialise
   loaded = loading.load(None, Prompt(length=row.P), backbone, partitioner)
@@ -98,7 +101,11 @@ def build_ours(settings: dict[str, Any], way: str) -> Contender:
   state = partitioner.replicate(step_lib.init_state(trainable, optimizer))
   convert = features.Converter(
       {'inputs': row.S, 'targets': row.T}, model.place, model.placed, loaded.config.vocab_size, batching=how)
-  made = [convert(batch) for batch in examples(row, settings['batches'], loaded.config.vocab_size)]
+  drawn = examples(row, settings['batches'], loaded.config.vocab_size)
+  if how.window > 1:  # as `train.batches.TrainBatches` deals them out
+    by_length = sorted(itertools.chain(*drawn), key=lambda example: len(example['inputs']))
+    drawn = [by_length[i:i + row.B] for i in range(0, len(by_length), row.B)]
+  made = [convert(batch) for batch in drawn]
   pieces = [piece for batch in made for piece in (batch if isinstance(batch, tuple) else (batch,))]
   shapes = sorted({piece['encoder_input_tokens'].shape + piece['decoder_input_tokens'].shape[1:] for piece in pieces})
   loss = lambda logits, batch: losses.compute(logits, batch, normalizing_factor='NUM_REAL_TARGET_TOKENS')
@@ -112,16 +119,25 @@ def build_ours(settings: dict[str, Any], way: str) -> Contender:
     jax.block_until_ready(state)
     return float(metrics['loss'])
 
-  sources = [piece['encoder_input_tokens'] for piece in pieces]
-  return contender([functools.partial(step, batch) for batch in placed], sources, {
+  return contender([functools.partial(step, batch) for batch in placed], [batching.sources(x) for x in made], {
       'how': str(how), 'platform': device.platform, 'dtype': backbone.dtype, 'shapes': shapes,
       'versions': {'jax': jax.__version__},
       'trainable_parameters': trees.size(trainable), 'frozen_parameters': trees.size(loaded.frozen)})
 
 
-def contender(steps: Sequence, sources: Sequence[np.ndarray], figures: dict[str, Any]) -> Contender:
-  """One that does the next batch at each turn; all of them once before, to compile."""
-  seconds, losses = zip(*(timed(step) for step in steps), strict=True)
+def contender(
+    steps: Sequence, batches: Sequence[Sequence[np.ndarray]], figures: dict[str, Any]) -> Contender:
+  """One that does the next batch at each turn; one of each shape before, to compile.
+
+  Args:
+    steps: of each batch.
+    batches: the source arrays of each.
+  """
+  first = {}
+  for step, arrays in zip(steps, batches, strict=True):
+    first.setdefault(tuple(x.shape for x in arrays), step)
+  seconds, losses = zip(*(timed(step) for step in first.values()), strict=True)
+  sources = list(itertools.chain(*batches))
   real, slots = sum(int(np.count_nonzero(x)) for x in sources), sum(x.size for x in sources)
   turn = iter(range(-1, sys.maxsize))  # the worker does one to warm up
   return Contender(lambda: steps[next(turn) % len(steps)](), None, {

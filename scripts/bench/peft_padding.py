@@ -38,7 +38,7 @@ def build(settings: dict[str, Any], dtype: torch.dtype) -> Contender:
   made = [(padded([x['inputs'] for x in batch], 0), padded([x['targets'] for x in batch], -100)) for batch in batches]
   virtual = np.ones((row.B, row.P), np.int32)
   sources = [np.concatenate([virtual, inputs.numpy()], axis=1) for inputs, _ in made]
-  return contender([functools.partial(step, *batch) for batch in made], sources, {
+  return contender([functools.partial(step, *batch) for batch in made], [[x] for x in sources], {
       'platform': 'cpu', 'dtype': str(dtype).removeprefix('torch.'),
       'shapes': sorted({(*x.shape, targets.shape[1]) for x, (_, targets) in zip(sources, made, strict=True)}),
       'versions': {m.__name__: m.__version__ for m in (torch, transformers, peft)},

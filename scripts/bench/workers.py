@@ -16,8 +16,9 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-ALLOCATOR = {  # keep freed memory: without it both contenders spend much of a step in page faults
-    'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '68719476736', 'MALLOC_TOP_PAD_': '268435456'}
+ALLOCATOR = {  # keep freed memory, in large pages: without it both contenders spend much of a step in page faults
+    'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '68719476736',
+    'MALLOC_TOP_PAD_': '268435456', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 GEMM = (2848, 768, 2048)  # [m, k] x [k, n]: an encoder MLP product of the row `base100`
 PAUSE = 0.1  # seconds between two contenders' turns, for the threads of the one before to fall asleep
 

@@ -16,13 +16,14 @@ from prompt_tuning import batching, loading
 from prompt_tuning.methods import readouts
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.train import batches as batches_lib
 from prompt_tuning.train import data, evaluate, loop, losses, optim, population
 from tests import models
 
 TRAIN = data.Dataset('sst2_sample', {'inputs': 100, 'targets': 4}, 'train', batch_size=8)
 EVAL = data.Dataset('sst2_sample', TRAIN.task_feature_lengths, 'validation', batch_size=8, shuffle=False, limit=37)
 WAYS = {  # how rows are made, microbatches, devices
-    'padded': (batching.Padded(), 1, 1), 'groups': (batching.Bucketed(lengths=(24, 48), groups=2), 1, 1),
+    'padded': (batching.Padded(), 1, 1), 'groups': (batching.Bucketed(lengths=(24, 48), groups=2, array_cost=0), 1, 1),
     'packed': (batching.Packed(lengths=(64, 128)), 2, 2)}
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -85,7 +86,7 @@ def test_evaluation_sorted_by_length_says_the_same_in_the_same_order():
     assert other.pop('score') == pytest.approx(row.pop('score'), rel=1e-4)
     assert other == row
   converter = evaluate.converter(dataclasses.replace(EVAL, batching=ways[1]), loaded.model, loaded.tokenizer)
-  batches = list(data.eval_batches(EVAL, converter))
+  batches = list(batches_lib.eval_batches(EVAL, converter))
   assert len({batch['encoder_input_tokens'].shape for *_, batch in batches}) > 2
   assert sorted(i for numbers, *_ in batches for i in numbers) == list(range(37))
 
@@ -99,7 +100,7 @@ def test_what_cannot_be(tmp_path):
   packed = dataclasses.replace(TRAIN, batching=WAYS['packed'][0], shards=2)
   convert = evaluate.converter(packed, loaded.model, loaded.tokenizer)
   with pytest.raises(ValueError, match='this host reads 1 of DATA_SHARDS=2 parts'):
-    data.TrainBatches(packed, convert, 0, shards=[1])
+    batches_lib.TrainBatches(packed, convert, 0, shards=[1])
   spans = dataclasses.replace(loaded.model, readout=readouts.Span())
   with pytest.raises(ValueError, match='Span tells places of a row apart'):
     evaluate.converter(packed, spans, loaded.tokenizer)

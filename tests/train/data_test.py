@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import json
+import types
 
 import jax
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from prompt_tuning import loading, trees
+from prompt_tuning import batching, features, loading, trees
 from prompt_tuning.checkpoints import base, huggingface
 from prompt_tuning.checkpoints.source import TensorInfo
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.tasks import features as task_features
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.tokenizer import open_tokenizer
+from prompt_tuning.train import batches as batches_lib
 from prompt_tuning.train import data, evaluate
 from tests import models
 
@@ -85,7 +88,7 @@ def dataset(name='data_test_text', **kwargs) -> data.Dataset:
 
 def batch_of(loaded, dataset):
   convert = evaluate.converter(dataset, loaded.model, loaded.tokenizer)
-  return next(data.TrainBatches(dataset, convert, seed=0)), convert
+  return next(batches_lib.TrainBatches(dataset, convert, seed=0)), convert
 
 
 def test_t5_takes_the_tasks_own_ids():
@@ -171,11 +174,11 @@ def texts(stream, n):
 
 
 def test_a_stream_goes_on_from_its_position():
-  one = data.Stream(dataset(shuffle=True), seed=1)
+  one = batches_lib.Stream(dataset(shuffle=True), seed=1)
   first = texts(one, 4)
   assert one.position == {'epoch': 1, 'offset': 1}
   assert sorted(first[:3]) == sorted(inputs for inputs, _ in ROWS)
-  assert texts(one, 3) == texts(data.Stream(dataset(shuffle=True), 1, position={'epoch': 1, 'offset': 1}), 3)
+  assert texts(one, 3) == texts(batches_lib.Stream(dataset(shuffle=True), 1, position={'epoch': 1, 'offset': 1}), 3)
 
 
 def sharded(shards, name='data_test_many', **kwargs) -> data.Dataset:
@@ -196,8 +199,9 @@ def test_shards_have_every_example_once_an_epoch(name, shards, limit):
 
 
 def test_a_batch_is_the_same_whoever_reads_its_shards():
-  convert = lambda rows: {'x': np.array([int(row['inputs_pretokenized'].split()[-1]) + 1 for row in rows])}
-  whole, left, right = (data.TrainBatches(sharded(2), convert, 3, shards=s) for s in (None, [0], [1]))
+  convert = types.SimpleNamespace(
+      ids=lambda row: int(row['inputs_pretokenized'].split()[-1]) + 1, features=lambda ids: {'x': np.array(ids)})
+  whole, left, right = (batches_lib.TrainBatches(sharded(2), convert, 3, shards=s) for s in (None, [0], [1]))
   for _ in range(5):  # past the end of epochs of 25
     batch, low, high = next(whole)['x'], next(left)['x'], next(right)['x']
     np.testing.assert_array_equal(np.concatenate([low[:6], high[6:]]), batch)
@@ -206,17 +210,42 @@ def test_a_batch_is_the_same_whoever_reads_its_shards():
   second = {'epoch': 1, 'offset': 5}
   assert whole.position == {'shards': [second, second]}
   assert right.position == {'shards': [None, second]}
-  again = data.TrainBatches(sharded(2), convert, 3, whole.position)
+  again = batches_lib.TrainBatches(sharded(2), convert, 3, whole.position)
   np.testing.assert_array_equal(next(again)['x'], next(whole)['x'])
+
+
+@pytest.mark.parametrize('shards', [1, 2])
+def test_a_window_deals_its_examples_out_by_length(shards):
+  converter = types.SimpleNamespace(
+      ids=lambda row: features.Ids(row['inputs'], None), features=lambda ids: [tuple(x.source) for x in ids])
+  plain = sharded(shards, 'sst2_sample', batch_size=10, shuffle=True)
+  window = dataclasses.replace(plain, batching=batching.Bucketed(window=4))
+  expected, batches = (batches_lib.TrainBatches(x, converter, 3) for x in (plain, window))
+  positions, found = [], []
+  for _ in range(8):
+    found.append(next(batches))
+    positions.append(json.loads(json.dumps(batches.position)))
+  for some in (found[:4], found[4:]):
+    assert sorted(x for batch in some for x in batch) == sorted(x for _ in range(4) for x in next(expected))
+    spans = sorted((min(map(len, batch)), max(map(len, batch))) for batch in some)
+    assert all(low[1] <= high[0] for low, high in itertools.pairwise(spans))
+  assert positions[3] == {name: x for name, x in positions[4].items() if name != 'window'}
+  assert [[len(batch[0]) for batch in some] != sorted(len(batch[0]) for batch in some)
+          for some in (found[:4], found[4:])].count(True)  # in random order
+  for i, position in enumerate(positions[:7]):
+    assert next(batches_lib.TrainBatches(window, converter, 3, position)) == found[i + 1]
+  other = dataclasses.replace(plain, batching=batching.Bucketed(window=2))
+  with pytest.raises(ValueError, match='was stopped within Bucketed.window=4, asked for now: 2'):
+    batches_lib.TrainBatches(other, converter, 3, positions[4])
 
 
 def test_what_does_not_divide_into_shards_or_has_too_few_examples():
   with pytest.raises(ValueError, match='BATCH_SIZE=12 does not divide into DATA_SHARDS=5 streams'):
     sharded(5)
   with pytest.raises(ValueError, match="data_test_many: split 'train' has no examples for shard 2 of DATA_SHARDS=4"):
-    texts(data.Stream(sharded(4, limit=2), 0, shard=2), 1)
+    texts(batches_lib.Stream(sharded(4, limit=2), 0, shard=2), 1)
   with pytest.raises(ValueError, match='began with DATA_SHARDS=1, asked for now: 4'):
-    data.TrainBatches(sharded(4), None, 0, {'epoch': 0, 'offset': 8})
+    batches_lib.TrainBatches(sharded(4), None, 0, {'epoch': 0, 'offset': 8})
 
 
 def test_facts_that_hosts_compare():

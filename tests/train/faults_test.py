@@ -11,7 +11,7 @@ import tensorflow as tf
 from prompt_tuning import loading
 from prompt_tuning.methods.prompt import Prompt
 from prompt_tuning.tasks import features
-from prompt_tuning.train import data, loop, optim, retrying
+from prompt_tuning.train import batches, data, loop, optim, retrying
 from tests import models
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -89,7 +89,7 @@ def test_a_run_goes_on_when_its_source_is_back(undisturbed, source, tmp_path, ca
 
 
 def test_a_run_waits_for_a_slow_source(undisturbed, source, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(data, 'WAIT', 0.1)
+  monkeypatch.setattr(batches, 'WAIT', 0.1)
   source.faults = {4: [lambda: time.sleep(0.5)]}
   assert train(tmp_path) == undisturbed
   assert 'waiting for data (0 s)' in capsys.readouterr().err

@@ -36,10 +36,10 @@ def build(dropout_rate: float = 0.0):
 
 
 @functools.cache
-def train(num_devices=1, num_partitions=1, dropout_rate=0.0, microbatches=1, steps=3, hardware_rng=True):
+def train(num_devices=1, num_partitions=1, rules=(), dropout_rate=0.0, microbatches=1, steps=3, hardware_rng=True):
   """Metrics of `steps` steps, a list of dicts, and the prompt after them."""
   model, frozen, trainable = build(dropout_rate)
-  partitioner = Partitioner(num_partitions, devices=jax.devices()[:num_devices])
+  partitioner = Partitioner(num_partitions, additional_rules=rules, devices=jax.devices()[:num_devices])
   model = dataclasses.replace(model, constraints=partitioner.constraints)
   frozen = jax.device_put(frozen, partitioner.shardings(model.abstract_frozen()))
   state = partitioner.replicate(step.init_state(trainable, OPTIMIZER))
@@ -101,23 +101,29 @@ def test_dropout_does_not_depend_on_the_mesh(num_partitions, hardware_rng):
   assert_same(sharded, one)
 
 
-def test_microbatches_on_a_mesh():
-  assert_same(train(8, 2, microbatches=2), train())
+@pytest.mark.parametrize('mesh', [
+    (8, 2), (8, 1, (('embed', 'data'),)), (8, 2, (('embed', 'model'),)), (8, 4, (('embed', ('data', 'model')),))])
+def test_microbatches_on_a_mesh(mesh):
+  assert_same(train(*mesh, microbatches=2), train())
 
 
-def test_microbatches_draw_their_own_dropout():
+@pytest.mark.parametrize('groups', [1, 2])
+def test_microbatches_draw_their_own_dropout(groups):
   """A constant normalizer, the paper's, counts once, however many microbatches there are."""
   model, frozen, trainable = build(0.3)
+  partitioner = Partitioner(devices=jax.devices()[:groups])
+  model = dataclasses.replace(model, constraints=partitioner.constraints)
   half = models.tiny_batch(rows=2, prompt=PROMPT)
   twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), half)  # dealt out in strides: each slice is `half`
+  batch = jax.tree.map(lambda x: np.concatenate([x] * groups), twice)
   run = step.make_train_step(
       model, OPTIMIZER, losses.compute, dropout_seed=0, microbatches=2, use_hardware_rng=False)
-  state = step.init_state(jax.tree.map(jnp.asarray, trainable), OPTIMIZER)
-  total = float(run(state, frozen, twice)[1]['loss'])
-  logits = jax.jit(model.logits)
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 2)
+  state = partitioner.replicate(step.init_state(trainable, OPTIMIZER))
+  total = float(run(state, partitioner.replicate(frozen), partitioner.place_batch(batch))[1]['loss'])
+  logits = jax.jit(build(0.3)[0].logits)
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), (2, groups)).reshape(-1)
   parts = [float(losses.compute(logits(trainable, frozen, half, key), half).total) for key in keys]
-  assert abs(parts[0] - parts[1]) > 1e-3
+  assert len({round(part, 3) for part in parts}) == 2 * groups
   np.testing.assert_allclose(total, sum(parts), rtol=1e-5)
 
 
