@@ -1,5 +1,6 @@
 """The probe job: what it leaves, that its numbers are those of its parts, and that nothing is left when it fails."""
 
+import dataclasses
 import json
 
 import jax
@@ -155,6 +156,14 @@ def test_the_probe_of_a_task_is_found_among_others(two_trials, tmp_path):
     run(tmp_path / 'out', None, datasets={**DATASETS, 'train': dataset('train', 60, 'boolq')},
         other_probes=(str(folder),))
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_base_in_int8_is_probed_like_the_base(two_trials, tmp_path):
+  folder, numbers = two_trials
+  run(tmp_path / 'out', numbers['checkpoints'][:1], backbone=dataclasses.replace(BACKBONE, param_dtype='int8'))
+  exact, rounded = (np.load(path / 'results.npz', allow_pickle=False)['prompt_0_baseline']
+                    for path in (folder, tmp_path / 'out'))
+  assert 0 < np.abs(rounded - exact).max() < 0.1 * exact.std()
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [
