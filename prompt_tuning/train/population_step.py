@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prompt_tuning import loading, trees
+from prompt_tuning import features, loading, trees
 from prompt_tuning.checkpoints.tuned import PROMPT
 from prompt_tuning.prompted import Prompted
 from prompt_tuning.train import batches as batches_lib
@@ -46,18 +46,17 @@ class Batches:
   """A batch of each member at a time, with the position in the data of them all."""
 
   def __init__(
-      self, dataset: data.Dataset, converters: Sequence[Callable], seeds: Sequence[int],
+      self, dataset: data.Dataset, converters: Sequence[features.Converter], seeds: Sequence[int],
       positions: Sequence[Mapping] | None, shared_order: bool, shards: Sequence[int] | None = None):
     """Args:
-      converters: of each member, see `features.Converter`.
+      converters: of each member.
       positions: as `position` gave them, to go on from there.
       shared_order: all members see the examples in the order of the first one's seed, which are then read once.
       shards: of the dataset that are needed here (None: all).
     """
     self._shared = shared_order
     if shared_order:
-      every = tuple(converters)
-      converters, seeds = [lambda rows: [convert(rows) for convert in every]], seeds[:1]
+      converters, seeds = [_Every(tuple(converters))], seeds[:1]
     self._streams = [
         batches_lib.TrainBatches(dataset, convert, seed, position, shards)
         for convert, seed, position in zip(converters, seeds, positions or [None] * len(seeds), strict=True)]
@@ -71,6 +70,18 @@ class Batches:
     return batches[0] if self._shared else batches
 
 
+class _Every(NamedTuple):
+  """The converters of all members as one."""
+
+  converters: Sequence[features.Converter]
+
+  def ids(self, example: features.Example) -> list[features.Ids]:
+    return [converter.ids(example) for converter in self.converters]
+
+  def features(self, ids: Sequence[Sequence[features.Ids]]) -> list[dict[str, np.ndarray]]:
+    return [converter.features(own) for converter, own in zip(self.converters, zip(*ids, strict=True), strict=True)]
+
+
 def place(
     groups: Sequence[Group], batches: Sequence[Mapping[str, np.ndarray]], rows: jax.sharding.Sharding,
     pad_id: int) -> list[dict[str, Array]]:
@@ -79,10 +90,10 @@ def place(
   for group in groups:
     some = [batches[i] for i in group.numbers]
     width = max(batch['encoder_input_tokens'].shape[1] for batch in some)
-    features = {name: np.stack([_widened(batch[name], width, pad_id) if name == 'encoder_input_tokens' else batch[name]
-                                for batch in some]) for name in some[0]}
+    stacks = {name: np.stack([_widened(batch[name], width, pad_id) if name == 'encoder_input_tokens' else batch[name]
+                              for batch in some]) for name in some[0]}
     stacked.append({name: jax.make_array_from_callback(x.shape, rows, lambda index, x=x: x[index])
-                    for name, x in features.items()})
+                    for name, x in stacks.items()})
   return stacked
 
 

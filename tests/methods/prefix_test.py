@@ -218,7 +218,7 @@ def test_dropout_of_the_prefix_changes_the_loss_while_training_only():
   plain = jitted(made('gpt2_tiny')[0])(trainable, frozen, batch)
   np.testing.assert_array_equal(jitted(dropped)(trainable, frozen, batch), plain)
   assert np.abs(jitted(dropped)(trainable, frozen, batch, key) - plain).max() > 0.01
-  sites = dropped._patched(trainable, frozen, {'dropout': key})[1].sites
+  sites = dropped.patch(trainable, key).sites
   kept = sites['decoder/attn_kv'].key
   assert kept.shape == (2, 3, 4, 16)  # one for the batch
   original = trainable['prefix']['decoder']['attn_kv']['key']

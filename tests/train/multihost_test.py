@@ -80,8 +80,9 @@ def losses(folder) -> list[float]:
 
 
 def wait_for(both, folder, step):
+  """Until there is a line of that step, and a checkpoint, which is written behind the steps."""
   until = time.monotonic() + 900
-  while len(losses(folder)) < step:
+  while len(losses(folder)) < step or not any(path.name.isdigit() for path in (folder / 'checkpoints').glob('*')):
     assert all(process.poll() is None for process in both), [process.communicate() for process in both]
     assert time.monotonic() < until, 'no progress'
     time.sleep(0.05)

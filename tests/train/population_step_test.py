@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
@@ -128,7 +129,8 @@ def test_an_order_that_is_shared_is_read_once(monkeypatch):
       opened.append(seed)
       return iter(range(100 * seed + skip, 100 * seed + 5))
 
-  convert = lambda name: lambda rows: {'rows': [f'{name}{row}' for row in rows]}
+  convert = lambda name: types.SimpleNamespace(
+      ids=lambda row: f'{name}{row}', features=lambda ids: {'rows': list(ids)})
   make = lambda shared, positions=None: population_step.Batches(
       Numbers('numbers', {}, 'train', 2), [convert('a'), convert('b')], [1, 2], positions, shared)
   shared = make(True)
