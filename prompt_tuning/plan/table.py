@@ -16,7 +16,7 @@ def size(nbytes: float) -> str:
     if abs(nbytes) < 1024 or unit == 'GiB':
       break
     nbytes /= 1024
-  return f'{nbytes:.3g} {unit}' if unit != 'B' else f'{nbytes:.0f} B'
+  return f'{nbytes:.0f} {unit}' if unit == 'B' or nbytes >= 1000 else f'{nbytes:.3g} {unit}'
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 from prompt_tuning import params, trees
 from prompt_tuning.backbones import config as config_lib
 from prompt_tuning.methods.prompt import Prompt
-from prompt_tuning.plan import compiling, devices, planner, programs, suggest
+from prompt_tuning.plan import compiling, devices, planner, programs, suggest, table
 from prompt_tuning.reproduce import cost
 
 TRAIN = ['models/t5.gin', 'methods/prompt.gin', 'runs/train.gin', 'papers/lester2021/recipe.gin']
@@ -152,3 +152,10 @@ def test_a_tpu_compiler_that_runs_out_of_memory_says_how_much_it_needs():
              'exceeds available HBM (15.75G).')
   assert compiling.out_of_memory(message) == round(184.2 * 2**30)
   assert compiling.out_of_memory('INTERNAL: something else') is None
+
+
+@pytest.mark.parametrize(('nbytes', 'text'), [
+    (12, '12 B'), (1023, '1023 B'), (1536, '1.5 KiB'), (1020 * 2**20, '1020 MiB'), (2**30, '1 GiB'),
+    (5.5678 * 2**30, '5.57 GiB'), (2**41, '2048 GiB')])
+def test_bytes_in_few_digits(nbytes, text):
+  assert table.size(nbytes) == text
