@@ -124,7 +124,8 @@ def run(name: str, section: Section, folder: pathlib.Path, quick: bool, peer_pyt
       stderr=subprocess.PIPE, text=True, start_new_session=True)  # with all its workers
   try:
     out, err = process.communicate(timeout=limit)
-    reason = None if process.returncode == 0 else _last(err) or f'exit code {process.returncode}'
+    code = process.returncode
+    reason = None if code == 0 else f'ended by signal {-code}' if code < 0 else _last(err) or f'exit code {code}'
   except subprocess.TimeoutExpired:
     out, reason = '', f'not done after {limit:.0f} s (--limit)'
   finally:
