@@ -1,9 +1,10 @@
 """How the examples of a batch stand in rows: padded to one length, to buckets of lengths, or several in a row.
 
-However they stand, a batch has the same examples, so that losses, updates and epochs are those of padded rows to
-rounding, and only the time differs. (With dropout on, its masks differ: they are drawn by row, and the segments of a
-packed row share one along its length.) How they stand depends on the batch alone, not on those before it, so that an
-interrupted run goes on as it would have. Numpy only: what is made of it on the device is the features' affair.
+However they stand, a batch has the same examples (unless `Bucketed.window` deals out several), so that losses, updates
+and epochs are those of padded rows to rounding, and only the time differs. (With dropout on, its masks differ: they
+are drawn by row, and the segments of a packed row share one along its length.) How they stand depends on the batch
+alone, not on those before it, so that an interrupted run goes on as it would have. Numpy only: what is made of it on
+the device is the features' affair.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -177,6 +178,12 @@ def _first_fit(sources: Sequence[int], targets: Sequence[int], source: int, targ
     filled[row][0] += sources[i]
     filled[row][1] += targets[i]
   return tuple(places)
+
+
+def by_length(items: Sequence[Any], size: int, length: Callable[[Any], int]) -> list[list[Any]]:
+  """The items of a window in batches of `size`, the shortest first."""
+  order = sorted(items, key=length)
+  return [order[i:i + size] for i in range(0, len(order), size)]
 
 
 def each(function: Callable[[Mapping[str, Any]], Any], batch: Mapping[str, Any] | tuple[Mapping[str, Any], ...]):

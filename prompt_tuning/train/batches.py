@@ -1,6 +1,7 @@
 """Batches of a dataset: endless for training, with a position to go on from, and once over for evaluation.
 
-The position is two integers, epoch and offset of the next example, kept in every checkpoint.
+The position is two integers, epoch and offset of the next example, kept in every checkpoint; within a window of batches
+(`batching.Bucketed.window`) those of its first, and how many of its batches are done.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,11 +62,13 @@ class TrainBatches:
       shards: those whose rows are needed here, see `Partitioner.shards_here`; None: all.
 
     Raises:
-      ValueError: the position is of another number of shards, or rows of shards that are read elsewhere would be of
-        other shapes.
+      ValueError: the position is of another number of shards or another window, or rows of shards that are read
+        elsewhere would be of other shapes.
     """
     self._dataset, self._converter = dataset, converter
-    before = [None] * dataset.shards if position is None else position.get('shards', [position])
+    position = dict(position or {})
+    within = position.pop('window', None)
+    before = position.get('shards', [position]) if position else [None] * dataset.shards
     if len(before) != dataset.shards:
       raise ValueError(f'The run began with DATA_SHARDS={len(before)}, asked for now: {dataset.shards}. An epoch would '
                        'not be whole; go on with what it began with.')
@@ -77,12 +80,12 @@ class TrainBatches:
     self._streams = {shard: Stream(dataset, seed, shard, before[shard]) for shard in wanted}
     self._seed, self._window = seed, dataset.batching.window
     self._start = self._ready = None  # where the window began, and its batches to come
-    if position is not None and (left := position.get('window')):
-      if left['batches'] != self._window:
-        raise ValueError(f'The run was stopped within Bucketed.window={left["batches"]}, asked for now: '
+    if within:
+      if within['batches'] != self._window:
+        raise ValueError(f'The run was stopped within Bucketed.window={within["batches"]}, asked for now: '
                          f'{self._window}. Examples would be lost; go on with what it began with.')
       self._fill()
-      del self._ready[:left['done']]
+      del self._ready[:within['done']]
 
   @property
   def position(self) -> dict[str, Any]:
@@ -110,10 +113,11 @@ class TrainBatches:
     self._ready = [[self._converter.ids(next(stream)) for stream in self._streams.values() for _ in range(each)]
                    for _ in range(self._window)]
     if self._window > 1:
-      size, begins = self._dataset.batch_size, next(iter(self._streams.values())).position
-      of_all = sorted(itertools.chain(*self._ready), key=lambda ids: len(ids.source))
-      order = np.random.default_rng([self._seed, begins['epoch'], begins['offset']]).permutation(self._window)
-      self._ready = [of_all[i * size:(i + 1) * size] for i in order]
+      of_all = list(itertools.chain(*self._ready))
+      dealt = batching_lib.by_length(of_all, self._dataset.batch_size, lambda ids: len(ids.source))
+      behind = next(iter(self._streams.values())).position
+      order = np.random.default_rng([self._seed, behind['epoch'], behind['offset']]).permutation(self._window)
+      self._ready = [dealt[i] for i in order]
 
 
 def _spread(x: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:

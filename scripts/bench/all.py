@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       epilog='sections:\n' + '\n'.join(f'  {name:<12} {x.script}: {x.title}' for name, x in SECTIONS.items()))
   parser.add_argument('--only', type=names(list(SECTIONS)), default=list(SECTIONS), metavar='SECTION,...',
                       help='some sections (default: all)')
-  parser.add_argument('--quick', action='store_true', help='fewer rows and turns: a quarter of an hour on two cores')
+  parser.add_argument('--quick', action='store_true', help='fewer rows and turns: half an hour, with peers')
   parser.add_argument('--resume', action='store_true', help='leave out what was measured by the same command here')
   parser.add_argument('--page', action='store_true', help='measure nothing')
   parser.add_argument('--peer_python', metavar='FILE', help='measure peers too: an interpreter with torch and peft')

@@ -102,9 +102,8 @@ def build_ours(settings: dict[str, Any], way: str) -> Contender:
   convert = features.Converter(
       {'inputs': row.S, 'targets': row.T}, model.place, model.placed, loaded.config.vocab_size, batching=how)
   drawn = examples(row, settings['batches'], loaded.config.vocab_size)
-  if how.window > 1:  # as `train.batches.TrainBatches` deals them out
-    by_length = sorted(itertools.chain(*drawn), key=lambda example: len(example['inputs']))
-    drawn = [by_length[i:i + row.B] for i in range(0, len(by_length), row.B)]
+  if how.window > 1:
+    drawn = batching.by_length(list(itertools.chain(*drawn)), row.B, lambda example: len(example['inputs']))
   made = [convert(batch) for batch in drawn]
   pieces = [piece for batch in made for piece in (batch if isinstance(batch, tuple) else (batch,))]
   shapes = sorted({piece['encoder_input_tokens'].shape + piece['decoder_input_tokens'].shape[1:] for piece in pieces})

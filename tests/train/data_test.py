@@ -233,7 +233,11 @@ def test_a_window_deals_its_examples_out_by_length(shards):
   assert [[len(batch[0]) for batch in some] != sorted(len(batch[0]) for batch in some)
           for some in (found[:4], found[4:])].count(True)  # in random order
   for i, position in enumerate(positions[:7]):
-    assert next(batches_lib.TrainBatches(window, converter, 3, position)) == found[i + 1]
+    again = batches_lib.TrainBatches(window, converter, 3, position)
+    assert again.position == position
+    for expected, behind in zip(found[i + 1:], positions[i + 1:], strict=True):
+      assert next(again) == expected
+      assert again.position == behind
   other = dataclasses.replace(plain, batching=batching.Bucketed(window=2))
   with pytest.raises(ValueError, match='was stopped within Bucketed.window=4, asked for now: 2'):
     batches_lib.TrainBatches(other, converter, 3, positions[4])
